@@ -1,0 +1,1 @@
+"""Detections to AP tables by COCO and LVIS rules."""

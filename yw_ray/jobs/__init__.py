@@ -1,0 +1,1 @@
+"""The only room that imports ray: prepare, stream, train, sweep, launch."""

@@ -1,0 +1,1 @@
+"""Assignment and losses: raw outputs and targets to named terms."""

@@ -1,0 +1,1 @@
+"""The detector: backbone, text encoder, neck, heads, post-processing."""

@@ -1,0 +1,1 @@
+"""The only room that imports mlflow: one run from parameters to artifacts."""

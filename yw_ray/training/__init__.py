@@ -1,0 +1,1 @@
+"""One plain training loop and what it needs: optimiser, schedule, EMA, freezing, checkpoints."""
