@@ -188,6 +188,9 @@ class ComputeConfig(BaseModel):
     max_images_per_forward: int = Field(32, ge=1)
     """Lanes of one step are joined in a forward up to this many images."""
     max_failures: int = Field(3, ge=0)
+    """Worker deaths a run survives by restarting from its last checkpoint."""
+    cluster_wait_s: float = Field(30, ge=0)
+    """How long to wait for a cluster that is still too small; raise it where nodes autoscale."""
     checkpoint_every_epochs: int = Field(5, ge=1)
     keep_checkpoints: int = Field(3, ge=1)
 
@@ -245,6 +248,13 @@ class Recipe(BaseModel):
             raise ValueError("freeze=all_but_seg_head needs model.segmentation")
         if self.eval.kind == "segm" and not self.model.segmentation:
             raise ValueError("eval.kind=segm needs model.segmentation")
+        if self.schedule.global_batch % self.data.lanes and (
+            self.data.lanes % self.schedule.global_batch
+        ):
+            raise ValueError(
+                f"schedule.global_batch {self.schedule.global_batch} must be a multiple of "
+                f"data.lanes {self.data.lanes}, or divide it"
+            )
         workers = max(self.compute.workers, 1)
         if self.data.lanes % workers or self.schedule.global_batch % workers:
             valid = [

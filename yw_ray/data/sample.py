@@ -101,3 +101,17 @@ class Batch:
     image_ids: torch.Tensor
     masks: torch.Tensor | None = None
     letterboxes: tuple[Letterbox, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepBatch:
+    """A worker's share of one optimiser step.
+
+    micro: batches to pass through the model one after the other; each holds whole lanes, lane by
+    lane; groups: lanes in each of them, every lane being one unit of loss normalisation.
+    """
+
+    epoch: int
+    step: int
+    micro: tuple[Batch, ...]
+    groups: int
