@@ -1,0 +1,94 @@
+"""Folders that appear whole or not at all.
+
+Place in the flow: whatever writes a data set (generated world, shards) writes into a hidden folder
+beside its goal and renames it at the end, so that a killed run leaves nothing that looks finished.
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+_log = logging.getLogger(__name__)
+_LOCK = ".lock"
+
+
+@contextmanager
+def publishing(out: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `out` which becomes `out` when the block ends without error.
+
+    What a killed run left behind is removed first. The folder is locked while it is written.
+    Raises: ValueError if `out` exists and is not an empty folder, or another process writes it.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} already holds something else: name another folder or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.parent / f".{out.name}.partial"
+    with _locked(partial, out):
+        for leftover in partial.iterdir():
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover)
+            elif leftover.name != _LOCK:
+                leftover.unlink()
+        try:
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        (partial / _LOCK).unlink()
+        _sync(partial)
+        os.replace(partial, out)  # an empty `out` is replaced, a filled one is an error
+        _sync(out.parent)
+
+
+@contextmanager
+def _locked(partial: Path, out: Path) -> Iterator[None]:
+    """Hold the lock file of `partial` (made if need be) until the block ends."""
+    partial.mkdir(exist_ok=True)
+    lock = partial / _LOCK
+    with lock.open("w") as handle:
+        if not _try_lock(handle) or not _same_file(handle, lock):
+            raise ValueError(
+                f"another process is writing {out}: wait for it or name another folder"
+            )
+        yield
+
+
+def _try_lock(handle: TextIO) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        _log.warning("%s: this file system has no locks; run one prepare at a time", handle.name)
+    return True
+
+
+def _same_file(handle: TextIO, path: Path) -> bool:
+    """False if the folder was renamed between opening and locking."""
+    return path.exists() and os.path.samestat(os.fstat(handle.fileno()), path.stat())
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` so that `path` holds the whole of it or does not exist."""
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
