@@ -1,0 +1,227 @@
+"""Detections -> ApTable: the door of evaluation, and the COCO engines behind it.
+
+Place in the flow: postprocess -> Detections -> here -> ApTable -> tracking.
+hotcoco judges by default; pycocotools gives the same tables and stays selectable.
+Source: COCO detection evaluation (pycocotools 2.0.11): IoU 0.50:0.95, caps 1, 10 and 100.
+"""
+
+import contextlib
+import importlib.metadata
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from yw_ray.evaluation import lvis
+from yw_ray.evaluation.ap_table import ApTable
+from yw_ray.evaluation.ground_truth import (
+    Results,
+    as_results,
+    check_categories,
+    check_outline,
+    judged_images,
+    read_annotations,
+)
+from yw_ray.evaluation.tables import (
+    EvalTables,
+    class_facts,
+    ids_digest,
+    names_digest,
+    to_ap_table,
+)
+
+if TYPE_CHECKING:
+    from yw_ray.models.outputs import Detections
+
+Kind = Literal["bbox", "segm"]
+Style = Literal["coco", "lvis"]
+Engine = Literal["hotcoco", "pycocotools", "lvis"]
+ENGINES: dict[str, tuple[str, ...]] = {
+    "coco": ("hotcoco", "pycocotools"),
+    "lvis": ("hotcoco", "lvis"),
+}
+
+
+def evaluate(
+    ground_truth: Path | Mapping[str, Any],
+    detections: Sequence["Detections"],
+    category_ids: Sequence[int],
+    kind: Kind = "bbox",
+    style: Style = "coco",
+    engine: Engine = "hotcoco",
+    image_ids: Sequence[int] | None = None,
+    protocol: Mapping[str, str | int | float] | None = None,
+) -> ApTable:
+    """Judge detections against annotations.
+
+    Args:
+        ground_truth: COCO or LVIS annotation json, or its content.
+        detections: of each image at most once; images without detections may be absent.
+        category_ids: json category id of each label.
+        kind: boxes or masks; masks are judged by their own area.
+        style: LVIS honours negative and not exhaustively annotated categories, at most 300
+            detections an image; COCO at most 100 of each class.
+        engine: `hotcoco`, or the slow oracle of the style: `pycocotools`, `lvis`.
+        image_ids: judge these only, whatever else was detected; None for all.
+        protocol: further entries for the table, such as split, text_encoder, image_size.
+    Returns: figures over all categories of the annotations.
+    Raises: ValueError for anything a user can get wrong, in one line.
+    Source: COCO and LVIS evaluation; Lin et al. arXiv 1405.0312, Gupta et al. arXiv 1908.03195.
+    """
+    tables, facts = evaluate_tables(
+        ground_truth, detections, category_ids, kind, style, engine, image_ids
+    )
+    return to_ap_table(tables, {**facts, **(protocol or {})})
+
+
+def evaluate_tables(
+    ground_truth: Path | Mapping[str, Any],
+    detections: Sequence["Detections"],
+    category_ids: Sequence[int],
+    kind: Kind = "bbox",
+    style: Style = "coco",
+    engine: Engine = "hotcoco",
+    image_ids: Sequence[int] | None = None,
+) -> tuple[EvalTables, dict[str, str | int | float]]:
+    """As `evaluate`, but the raw precision and recall arrays, and the protocol entries."""
+    check_engine(kind, style, engine)
+    truth: Any
+    if engine == "hotcoco":
+        truth = load_hotcoco(ground_truth, style)
+        known, categories = truth.get_img_ids(), truth.get_cat_ids()
+    else:
+        truth = read_annotations(ground_truth, style)
+        known = [int(image["id"]) for image in truth["images"]]
+        categories = [int(category["id"]) for category in truth["categories"]]
+    check_categories(category_ids, categories)
+    judged = judged_images(image_ids, known)
+    results = as_results(detections, category_ids, kind, known, image_ids)
+    tables = run_engine(truth, results, kind, style, engine, judged)
+    names = dict(zip(tables.category_ids, tables.names, strict=True))
+    return tables, {
+        "style": style,
+        "kind": kind,
+        "images": len(judged),
+        "image_set": ids_digest(judged),
+        "max_dets": tables.max_dets[-1],
+        "classes": len(category_ids),
+        "class_order": names_digest([names[i] for i in category_ids]),
+        "engine": engine,
+        "engine_version": importlib.metadata.version(engine),
+    }
+
+
+def check_engine(kind: str, style: str, engine: str) -> None:
+    """Raises: ValueError for a kind or style that does not exist, or an engine it has not."""
+    if kind not in ("bbox", "segm"):
+        raise ValueError(f"kind must be bbox or segm, got {kind!r}")
+    if style not in ENGINES:
+        raise ValueError(f"style must be coco or lvis, got {style!r}")
+    if engine not in ENGINES[style]:
+        raise ValueError(
+            f"style {style} is judged by {' or '.join(ENGINES[style])}, got {engine!r}"
+        )
+
+
+def run_engine(
+    truth: Any, results: Results, kind: str, style: str, engine: str, judged: list[int]
+) -> EvalTables:
+    """Call the engine on ground truth in its own form: a hotcoco.COCO, or the json tree."""
+    if engine == "hotcoco":
+        return _hotcoco(truth, results, kind, style, judged)
+    if engine == "pycocotools":
+        return _pycocotools(truth, results, kind, judged)
+    return lvis.lvis_tables(truth, results, kind, judged)
+
+
+def load_hotcoco(source: Path | Mapping[str, Any], style: str) -> Any:
+    """Annotations as a hotcoco.COCO, parsed outside Python.
+
+    Raises: ValueError in one line for a file that cannot be read or is no annotation file.
+    """
+    import hotcoco
+
+    name = "annotations" if isinstance(source, Mapping) else str(source)
+    try:
+        truth = hotcoco.COCO(dict(source) if isinstance(source, Mapping) else name)
+    except FileNotFoundError as error:
+        raise ValueError(f"{name} does not exist; give the path of an annotation json") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name} is no {style.upper()} annotation file: {reason}") from error
+    outline = {
+        "images": truth.load_imgs(truth.get_img_ids()),
+        "annotations": [],
+        "categories": truth.load_cats(truth.get_cat_ids()),
+    }
+    check_outline(name, outline, style)
+    return truth
+
+
+def _hotcoco(truth: Any, results: Results, kind: str, style: str, judged: list[int]) -> EvalTables:
+    import hotcoco
+
+    columns = results.dicts() if results.masks is not None else results.array()
+    judge = hotcoco.COCOeval(truth, truth.load_res(columns), kind, lvis_style=style == "lvis")
+    judge.params.img_ids = judged
+    judge.evaluate()
+    judge.accumulate()
+    arrays = judge.eval
+    assert arrays is not None
+    # COCO leaves crowd regions out of the count; LVIS has none and ignores the flag.
+    crowd = None if style == "lvis" else False
+    everything = len(judged) == len(truth.get_img_ids())
+    images: dict[str, Any] = {} if everything else {"img_ids": judged}
+    ids = truth.get_cat_ids()
+    num_gt = {i: len(truth.get_ann_ids(cat_ids=[i], iscrowd=crowd, **images)) for i in ids}
+    return EvalTables(
+        style=style,
+        kind=kind,
+        precision=arrays["precision"],
+        recall=arrays["recall"],
+        max_dets=tuple(judge.params.max_dets),
+        num_images=len(judged),
+        **class_facts(truth.load_cats(ids), num_gt, style),
+    )
+
+
+def _pycocotools(
+    tree: dict[str, Any], results: Results, kind: str, judged: list[int]
+) -> EvalTables:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    # pycocotools writes marks into the annotations it judges: give it its own rows.
+    tree = {**tree, "annotations": [dict(a) for a in tree["annotations"]]}
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = tree
+        truth.createIndex()
+        if len(results):
+            found = truth.loadRes(results.dicts() if results.masks is not None else results.array())
+        else:  # loadRes looks at the first result
+            found = COCO()
+            found.dataset = {**tree, "annotations": []}
+            found.createIndex()
+        judge = COCOeval(truth, found, kind)
+        judge.params.imgIds = judged
+        judge.evaluate()
+        judge.accumulate()
+    wanted = set(judged)
+    num_gt = Counter(
+        int(a["category_id"])
+        for a in tree["annotations"]
+        if a["image_id"] in wanted and not a.get("iscrowd", 0)
+    )
+    return EvalTables(
+        style="coco",
+        kind=kind,
+        precision=np.asarray(judge.eval["precision"]),
+        recall=np.asarray(judge.eval["recall"]),
+        max_dets=tuple(judge.params.maxDets),
+        num_images=len(judged),
+        **class_facts(tree["categories"], num_gt, "coco"),
+    )
