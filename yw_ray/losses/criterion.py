@@ -1,0 +1,157 @@
+"""Criterion: raw outputs and targets to named, weighted loss terms.
+
+Place in the flow: the one door between model and losses; the loop adds nothing to `total`.
+Sources: TOOD (arXiv 2108.07755), YOLOv8 and YOLO-World (arXiv 2401.17270); mask term from YOLACT
+(arXiv 1904.02689). Everything is computed in float32, whatever autocast says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from yw_ray.boxes import anchor_points, decode_boxes
+from yw_ray.losses.assigner import Assignment, assign
+from yw_ray.losses.box import box_losses
+from yw_ray.models.outputs import RawOutputs
+
+
+class Targets(Protocol):
+    """The fields of a `Batch` that losses read; the number of images comes from the outputs."""
+
+    @property
+    def boxes(self) -> Tensor:
+        """(M, 4) xyxy pixels of the network input."""
+
+    @property
+    def labels(self) -> Tensor:
+        """(M,) positions in the image's text list."""
+
+    @property
+    def image_index(self) -> Tensor:
+        """(M,) ascending."""
+
+    @property
+    def masks(self) -> Tensor | None:
+        """(M, h, w) bool at the resolution of the prototypes, or None."""
+
+
+def class_at(
+    cls_logits: tuple[Tensor, ...], image: Tensor, anchor: Tensor, label: Tensor
+) -> Tensor:
+    """Logits of given (image, anchor, label) triples, (P,) float32, without joining the levels."""
+    picked = torch.zeros(anchor.shape, device=anchor.device)
+    start = 0
+    for level in cls_logits:
+        size = level.shape[2] * level.shape[3]
+        cell = anchor - start
+        here = (cell >= 0) & (cell < size)
+        values = level.flatten(2)[image, label, torch.where(here, cell, 0)]
+        picked = torch.where(here, values.float(), picked)
+        start += size
+    return picked
+
+
+def background_loss(cls_logits: tuple[Tensor, ...], text_mask: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy of all logits against zero, summed per image.
+
+    Args: cls_logits: per level (B, K, h, w); text_mask: (B, K), 0 for texts that do not count.
+    Returns: (B,) float32.
+    """
+    total = torch.zeros(len(cls_logits[0]), device=cls_logits[0].device)
+    for level in cls_logits:
+        loss = torch.nn.functional.softplus(level.float())
+        if text_mask is not None:
+            loss = loss * text_mask[:, :, None, None]
+        total = total + loss.sum((1, 2, 3))
+    return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Criterion:
+    """All loss terms of a batch.
+
+    Each group of images (one batch of the original's processes) is normalised by its own sum of
+    target scores and multiplied by its number of images; groups are summed.
+    """
+
+    strides: tuple[int, ...] = (8, 16, 32)
+    cls_weight: float = 0.5
+    box_weight: float = 7.5
+    dfl_weight: float = 0.375
+    """1.5 / 4: all four sides are summed."""
+
+    def __call__(
+        self,
+        outputs: RawOutputs,
+        batch: Targets,
+        groups: int = 1,
+        text_mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Loss terms, weighted, with gradient, and detached figures.
+
+        Args:
+            outputs: B images of any size that the strides divide.
+            batch: objects of these images.
+            groups: number of equal consecutive runs of images.
+            text_mask: (B, K), 0 for texts whose class loss is left out; default: all count.
+        Returns: loss_cls, loss_bbox, loss_dfl, total; num_positives (detached).
+        Raises: ValueError if groups does not divide the number of images.
+        """
+        with torch.autocast(outputs.cls_logits[0].device.type, enabled=False):
+            return self._terms(outputs, batch, groups, text_mask)
+
+    def assign(self, outputs: RawOutputs, batch: Targets) -> Assignment:
+        """Foreground anchor points of the batch; no gradient."""
+        shapes = [(level.shape[2], level.shape[3]) for level in outputs.cls_logits]
+        with torch.no_grad():
+            return assign(
+                decode_boxes(outputs.box_dist, self.strides),
+                lambda i, a, k: class_at(outputs.cls_logits, i, a, k).sigmoid(),
+                batch.boxes,
+                batch.labels,
+                batch.image_index,
+                shapes,
+                self.strides,
+            )
+
+    def _terms(
+        self, outputs: RawOutputs, batch: Targets, groups: int, text_mask: Tensor | None
+    ) -> dict[str, Tensor]:
+        num_images = len(outputs.cls_logits[0])
+        if num_images % groups:
+            raise ValueError(f"groups {groups} must divide the {num_images} images of the batch")
+        per_group = num_images // groups
+        fg = self.assign(outputs, batch)
+
+        # Normaliser of each group, and the factor images / normaliser of each foreground anchor.
+        group = fg.image // per_group
+        norm = fg.weight.new_zeros(groups).index_add(0, group, fg.weight).clamp(min=1)
+        factor = fg.weight * (per_group / norm)[group]
+
+        background = background_loss(outputs.cls_logits, text_mask).view(groups, -1).sum(1)
+        positive = class_at(outputs.cls_logits, fg.image, fg.anchor, batch.labels[fg.target])
+        if text_mask is not None:
+            positive = positive * text_mask[fg.image, batch.labels[fg.target]]
+        loss_cls = (background * per_group / norm).sum() - (factor * positive).sum()
+
+        shapes = [(level.shape[2], level.shape[3]) for level in outputs.box_dist]
+        points, strides = anchor_points(shapes, self.strides, fg.anchor.device)
+        stride = strides[fg.anchor, None]
+        dist = torch.cat([level.flatten(2) for level in outputs.box_dist], 2).transpose(1, 2)
+        iou_loss, dfl = box_losses(
+            dist[fg.image, fg.anchor],
+            points[fg.anchor] / stride,
+            batch.boxes[fg.target].float() / stride,
+        )
+        terms = {
+            "loss_cls": self.cls_weight * loss_cls,
+            "loss_bbox": self.box_weight * (factor * iou_loss).sum(),
+            "loss_dfl": self.dfl_weight * (factor * dfl).sum(),
+        }
+        total = torch.stack(list(terms.values())).sum()
+        positives = torch.tensor(len(fg.anchor), device=fg.anchor.device)
+        return {**terms, "total": total, "num_positives": positives}
