@@ -16,6 +16,7 @@ from torch import Tensor
 from yw_ray.boxes import anchor_points, decode_boxes
 from yw_ray.losses.assigner import Assignment, assign
 from yw_ray.losses.box import box_losses
+from yw_ray.losses.mask import mask_loss
 from yw_ray.models.outputs import RawOutputs
 
 
@@ -83,6 +84,13 @@ class Criterion:
     box_weight: float = 7.5
     dfl_weight: float = 0.375
     """1.5 / 4: all four sides are summed."""
+    mask_weight: float = 1.0
+    mask_area: float | None = None
+    """Pixels that box areas are shares of in the mask term; None: the input's own number. The
+    original takes 640 * 640 whatever the input (tests/parity/test_head_loss.py)."""
+    skip_single_object_image: bool = False
+    """The original leaves the first image of a batch out of the mask term when only its first
+    object is matched (tests/parity/test_head_loss.py); here every image counts."""
 
     def __call__(
         self,
@@ -98,8 +106,10 @@ class Criterion:
             batch: objects of these images.
             groups: number of equal consecutive runs of images.
             text_mask: (B, K), 0 for texts whose class loss is left out; default: all count.
-        Returns: loss_cls, loss_bbox, loss_dfl, total; num_positives (detached).
-        Raises: ValueError if groups does not divide the number of images.
+        Returns: loss_cls, loss_bbox, loss_dfl, with mask outputs loss_mask, and total;
+            num_positives (detached).
+        Raises: ValueError if groups does not divide the number of images, or if mask outputs
+            meet a batch without masks.
         """
         with torch.autocast(outputs.cls_logits[0].device.type, enabled=False):
             return self._terms(outputs, batch, groups, text_mask)
@@ -152,6 +162,38 @@ class Criterion:
             "loss_bbox": self.box_weight * (factor * iou_loss).sum(),
             "loss_dfl": self.dfl_weight * (factor * dfl).sum(),
         }
+        if outputs.mask_coeffs is not None:
+            terms["loss_mask"] = self.mask_weight * self._mask_term(outputs, batch, fg, per_group)
         total = torch.stack(list(terms.values())).sum()
         positives = torch.tensor(len(fg.anchor), device=fg.anchor.device)
         return {**terms, "total": total, "num_positives": positives}
+
+    def _mask_term(
+        self, outputs: RawOutputs, batch: Targets, fg: Assignment, per_group: int
+    ) -> Tensor:
+        """Not multiplied by the number of images: it is a sum over images already."""
+        assert outputs.mask_coeffs is not None and outputs.protos is not None
+        if batch.masks is None:
+            raise ValueError(
+                "a segmenting model needs masks in the batch, got none; prepare polygons and set "
+                "model.segmentation only for data that has them"
+            )
+        height, width = outputs.cls_logits[0].shape[2:]
+        counts = None
+        if self.skip_single_object_image:
+            num_images = len(outputs.protos)
+            objects = torch.bincount(batch.image_index, minlength=num_images)
+            before = (objects.cumsum(0) - objects)[fg.image // per_group * per_group]
+            counts = fg.image.new_zeros(num_images).index_add(0, fg.image, fg.target - before) > 0
+        coeffs = torch.cat([level.flatten(2) for level in outputs.mask_coeffs], 2)
+        return mask_loss(
+            coeffs.transpose(1, 2)[fg.image, fg.anchor],
+            outputs.protos,
+            fg.image,
+            fg.target,
+            batch.boxes,
+            batch.masks,
+            (height * self.strides[0], width * self.strides[0]),
+            area=self.mask_area,
+            counts=counts,
+        )
