@@ -32,6 +32,8 @@ class ClassAp(BaseModel):
 
     model_config = _FROZEN
     name: str = Field(alias="class")
+    category_id: int
+    """Of the annotation file; names of texts differ from its names where LVIS has underscores."""
     AP: float
     AP50: float
     AP75: float
@@ -82,9 +84,21 @@ class ApTable(BaseModel):
         """The AP metrics in fixed order, undefined ones included."""
         return {key: self.metrics[key] for key in AP_KEYS if key in self.metrics}
 
+    def groups(self) -> dict[str, dict[str, float]]:
+        """Precisions over parts of the classes: metrics `base/AP`, ... as {"base": {"AP": ...}}."""
+        found: dict[str, dict[str, float]] = {}
+        for name, value in self.metrics.items():
+            part, _, key = name.rpartition("/")
+            if part and key in AP_KEYS:
+                found.setdefault(part, {})[key] = value
+        return found
+
     def defined(self) -> dict[str, float]:
-        """The AP metrics that are defined, in fixed order: what a tracker logs."""
-        return {key: value for key, value in self.precisions().items() if is_defined(value)}
+        """All precisions that are defined, those of parts included: what a tracker logs."""
+        every = self.precisions()
+        for part, values in self.groups().items():
+            every.update({f"{part}/{key}": value for key, value in values.items()})
+        return {key: value for key, value in every.items() if is_defined(value)}
 
     def with_protocol(self, **entries: str | int | float) -> Self:
         """The same figures with protocol entries added or replaced."""
@@ -132,6 +146,9 @@ class ApTable(BaseModel):
             "|---|" + "--:|" * len(keys),
             "| measured |" + "".join(f" {percent(self.metrics[key])} |" for key in keys),
         ]
+        for part, values in self.groups().items():
+            cells = "".join(f" {percent(values[k]) if k in values else ''} |" for k in keys)
+            lines.append(f"| {part} classes |{cells}")
         if published:
             rows = {row["metric"]: row for row in self.compare(published)}
             shown = [rows.get(key, {}) for key in keys]
@@ -157,6 +174,9 @@ class ApTable(BaseModel):
         for key in keys:
             table.add_column(key, justify="right")
         table.add_row("measured", *[percent(self.metrics[key]) for key in keys])
+        for part, values in self.groups().items():
+            cells = [percent(values[key]) if key in values else "" for key in keys]
+            table.add_row(Text(f"{part} classes"), *cells)
         if published:
             rows = {row["metric"]: row for row in self.compare(published)}
             shown = [rows.get(key, {}) for key in keys]
@@ -233,31 +253,31 @@ def same_protocol(a: ApTable, b: ApTable) -> str:
     return ""
 
 
-def subset_metrics(table: ApTable, class_names: Iterable[str]) -> dict[str, float]:
+def subset_metrics(table: ApTable, classes: Iterable[str] | Iterable[int]) -> dict[str, float]:
     """AP, AP50 and AP75 over some classes only, such as the base or the novel ones.
 
     Args:
         table: of an evaluation over all classes.
-        class_names: as in the annotation file.
-    Returns: means over those of the classes that have ground truth, fractions; -1 when none has;
-        and `num_classes`, how many were averaged.
-    Raises: ValueError for a name the table does not hold.
+        classes: names or category ids as in the annotation file; LVIS names hold underscores and
+            brackets where its texts do not, so ids are the safer choice there.
+    Returns: means over those of the classes that have ground truth, fractions; -1 when none has.
+    Raises: ValueError for a class the table does not hold.
     """
-    by_name = {entry.name: entry for entry in table.per_class}
-    wanted = list(dict.fromkeys(class_names))
-    unknown = [name for name in wanted if name not in by_name]
+    known: dict[str | int, ClassAp] = {entry.name: entry for entry in table.per_class}
+    known.update({entry.category_id: entry for entry in table.per_class})
+    wanted: list[str | int] = list(dict.fromkeys(classes))
+    unknown = [name for name in wanted if name not in known]
     if unknown:
         raise ValueError(
-            f"class {unknown[0]!r} is not in the AP table ({len(by_name)} classes); "
-            "use the names of the annotation file"
+            f"class {unknown[0]!r} is not in the AP table ({len(table.per_class)} classes); "
+            "use the names or category ids of the annotation file"
         )
-    chosen = [by_name[name] for name in wanted if is_defined(by_name[name].AP)]
-    means = {
+    chosen = [known[name] for name in wanted if is_defined(known[name].AP)]
+    return {
         "AP": _mean([entry.AP for entry in chosen]),
         "AP50": _mean([entry.AP50 for entry in chosen]),
         "AP75": _mean([entry.AP75 for entry in chosen]),
     }
-    return {**means, "num_classes": float(len(chosen))}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -74,6 +74,7 @@ def to_ap_table(tables: EvalTables, protocol: Mapping[str, str | int | float]) -
         ClassAp.model_validate(
             {
                 "class": name,
+                "category_id": tables.category_ids[k],
                 "AP": _mean_defined(precision[:, :, k]),
                 "AP50": _mean_defined(at_50[:, k]),
                 "AP75": _mean_defined(at_75[:, k]),
