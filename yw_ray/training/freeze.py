@@ -25,8 +25,8 @@ _FIXED_PARTS: dict[str, tuple[str, ...]] = {
     "backbone_neck": ("backbone.", "neck."),
 }
 _TRAINED_PARTS: dict[str, tuple[str, ...]] = {
-    "all_but_seg_head": ("head.seg_", "head.proto"),
-    "all_but_prompts": ("prompt_",),
+    "all_but_seg_head": ("head.mask_branches.", "head.protos."),
+    "all_but_prompts": ("prompts.",),
 }
 
 
@@ -58,18 +58,17 @@ def apply_freeze(
             branches as well; the original froze them by accident (their statistics move).
     Raises: ValueError if the strategy leaves nothing to train in this model.
     """
-    fixed = _FIXED_PARTS.get(strategy, ())
-    if not train_text_encoder:
-        fixed += ("text_encoder.",)
+    text = () if train_text_encoder else ("text_encoder.",)
+    fixed = _FIXED_PARTS.get(strategy, ()) + text
     only = _TRAINED_PARTS.get(strategy, ("",))
     parts = [name for name, _ in model.named_children() if name != "head"]
     parts += [f"head.{name}" for name, _ in model.get_submodule("head").named_children()]
     eval_modules = tuple(
         part for part in parts if f"{part}.".startswith(fixed) or not f"{part}.".startswith(only)
     )
-    still_norms = _norm_parameters(model)
-    if strategy != "all_but_seg_head" or train_seg_norms:
-        still_norms = frozenset()
+    still_norms: frozenset[str] = frozenset()
+    if strategy == "all_but_seg_head" and not train_seg_norms:
+        still_norms = _norm_parameters(model)
     frozen = []
     for name, parameter in model.named_parameters():
         train = name.startswith(only) and not name.startswith(fixed) and name not in still_norms

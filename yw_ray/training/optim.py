@@ -51,7 +51,7 @@ def parameter_rules(
         decay = optim.weight_decay * (1.0 if in_text_tower else factor)
         # Norm weights and all biases, and nothing else, have at most one axis.
         exempt_by_kind = not optim.decay_norm_and_bias and parameter.ndim <= 1
-        exempt_by_name = name.endswith("logit_scale") or name.startswith("prompt_embeddings")
+        exempt_by_name = name.endswith("logit_scale") or name == "prompts.embeddings"
         if exempt_by_kind or exempt_by_name:
             decay = 0.0
         rules[name] = (rate, decay, index == THIRD_PARAMETER)
