@@ -170,17 +170,17 @@ def find_candidates(
     parts = []
     start = 0
     for level in cls_logits:
-        flat = level.flatten(1)
-        if multi_label and len(flat) > 1:
+        flat = level.flatten(1).T
+        if multi_label and flat.shape[1] > 1:
             above = flat > limit
-            labels, cells = above.nonzero(as_tuple=True)
+            cells, labels = above.nonzero(as_tuple=True)
             logits = flat[above]
         else:
-            best, label = flat.max(0)
+            best, label = flat.max(1)
             cells = (best > limit).nonzero().squeeze(1)
             labels, logits = label[cells], best[cells]
         parts.append((logits.float().sigmoid(), labels, cells + start))
-        start += flat.shape[1]
+        start += len(flat)
     return Candidates(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
