@@ -122,6 +122,8 @@ def parse_annotations(
     paths: dict[int, str] = {}
     for entry in images:
         image_id = _integer(entry, "id", "image")
+        if image_id < 0:  # ids seed the random numbers of their images
+            raise ValueError(f"image id {image_id} is negative: ids must be 0 or more")
         if image_id in sizes:
             raise ValueError(f"image id {image_id} occurs twice: ids must be unique")
         what = f"image {image_id}"
