@@ -8,6 +8,8 @@ Source: COCO detection evaluation (pycocotools 2.0.11): IoU 0.50:0.95, caps 1, 1
 import contextlib
 import importlib.metadata
 import io
+import math
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ import numpy as np
 from yw_ray.evaluation import lvis
 from yw_ray.evaluation.ap_table import ApTable
 from yw_ray.evaluation.ground_truth import (
-    Results,
+    Rows,
     as_results,
     check_categories,
     check_outline,
@@ -43,6 +45,7 @@ ENGINES: dict[str, tuple[str, ...]] = {
     "coco": ("hotcoco", "pycocotools"),
     "lvis": ("hotcoco", "lvis"),
 }
+LVIS_MAX_DETS = 300
 
 
 def evaluate(
@@ -88,22 +91,35 @@ def evaluate_tables(
 ) -> tuple[EvalTables, dict[str, str | int | float]]:
     """As `evaluate`, but the raw precision and recall arrays, and the protocol entries."""
     check_engine(kind, style, engine)
-    truth: Any
-    if engine == "hotcoco":
-        truth = load_hotcoco(ground_truth, style)
-        known, categories = truth.get_img_ids(), truth.get_cat_ids()
-    else:
-        truth = read_annotations(ground_truth, style)
-        known = [int(image["id"]) for image in truth["images"]]
-        categories = [int(category["id"]) for category in truth["categories"]]
+    truth, known, categories = load_truth(ground_truth, style, engine)
     check_categories(category_ids, categories)
     judged = judged_images(image_ids, known)
     results = as_results(detections, category_ids, kind, known, image_ids)
-    tables = run_engine(truth, results, kind, style, engine, judged)
+    rows = results.rows(as_array=engine != "lvis")
+    tables = run_engine(truth, rows, kind, style, engine, judged)
+    return tables, protocol_of(tables, category_ids, judged, engine)
+
+
+def load_truth(
+    source: Path | Mapping[str, Any], style: str, engine: str
+) -> tuple[Any, list[int], list[int]]:
+    """Annotations in the engine's form, and the image and category ids they hold."""
+    if engine == "hotcoco":
+        truth = load_hotcoco(source, style)
+        return truth, truth.get_img_ids(), truth.get_cat_ids()
+    tree = read_annotations(source, style)
+    images, categories = ([int(e["id"]) for e in tree[part]] for part in ("images", "categories"))
+    return tree, images, categories
+
+
+def protocol_of(
+    tables: EvalTables, category_ids: Sequence[int], judged: Sequence[int], engine: str
+) -> dict[str, str | int | float]:
+    """What evaluation itself knows of the protocol; the caller adds split, texts and the like."""
     names = dict(zip(tables.category_ids, tables.names, strict=True))
-    return tables, {
-        "style": style,
-        "kind": kind,
+    return {
+        "style": tables.style,
+        "kind": tables.kind,
         "images": len(judged),
         "image_set": ids_digest(judged),
         "max_dets": tables.max_dets[-1],
@@ -127,14 +143,14 @@ def check_engine(kind: str, style: str, engine: str) -> None:
 
 
 def run_engine(
-    truth: Any, results: Results, kind: str, style: str, engine: str, judged: list[int]
+    truth: Any, rows: Rows, kind: str, style: str, engine: str, judged: list[int]
 ) -> EvalTables:
     """Call the engine on ground truth in its own form: a hotcoco.COCO, or the json tree."""
     if engine == "hotcoco":
-        return _hotcoco(truth, results, kind, style, judged)
+        return _hotcoco(truth, rows, kind, style, judged)
     if engine == "pycocotools":
-        return _pycocotools(truth, results, kind, judged)
-    return lvis.lvis_tables(truth, results, kind, judged)
+        return _pycocotools(truth, rows, kind, judged)
+    return lvis.lvis_tables(truth, rows, kind, judged)
 
 
 def load_hotcoco(source: Path | Mapping[str, Any], style: str) -> Any:
@@ -145,6 +161,8 @@ def load_hotcoco(source: Path | Mapping[str, Any], style: str) -> Any:
     import hotcoco
 
     name = "annotations" if isinstance(source, Mapping) else str(source)
+    if isinstance(source, Path) and source.suffix == ".gz":
+        source = read_annotations(source, style)
     try:
         truth = hotcoco.COCO(dict(source) if isinstance(source, Mapping) else name)
     except FileNotFoundError as error:
@@ -161,11 +179,13 @@ def load_hotcoco(source: Path | Mapping[str, Any], style: str) -> Any:
     return truth
 
 
-def _hotcoco(truth: Any, results: Results, kind: str, style: str, judged: list[int]) -> EvalTables:
+def _hotcoco(truth: Any, rows: Rows, kind: str, style: str, judged: list[int]) -> EvalTables:
     import hotcoco
 
-    columns = results.dicts() if results.masks is not None else results.array()
-    judge = hotcoco.COCOeval(truth, truth.load_res(columns), kind, lvis_style=style == "lvis")
+    found = truth.load_res(rows)
+    if style == "lvis":
+        truth, found = _as_lvis_reads(truth, found)
+    judge = hotcoco.COCOeval(truth, found, kind, lvis_style=style == "lvis")
     judge.params.img_ids = judged
     judge.evaluate()
     judge.accumulate()
@@ -188,20 +208,38 @@ def _hotcoco(truth: Any, results: Results, kind: str, style: str, judged: list[i
     )
 
 
-def _pycocotools(
-    tree: dict[str, Any], results: Results, kind: str, judged: list[int]
-) -> EvalTables:
+def _as_lvis_reads(truth: Any, found: Any) -> tuple[Any, Any]:
+    """Leave out what has no area, detections after the cap of 300 an image.
+
+    lvis asks for annotations with an area above 0 and thereby never judges flat ones, neither
+    for nor against the detector; hotcoco 1.3 judges them.
+    """
+    import hotcoco
+
+    above_zero = [sys.float_info.min, math.inf]  # hotcoco includes the limits
+    if len(found.get_ann_ids(area_rng=above_zero)) < len(found.get_ann_ids()):
+        found = found.cap_detections_per_image(LVIS_MAX_DETS).filter(
+            area_rng=above_zero, drop_empty_images=False
+        )
+    if len(truth.get_ann_ids(area_rng=above_zero)) < len(truth.get_ann_ids()):
+        tree = truth.dataset
+        tree["annotations"] = [a for a in tree["annotations"] if a["area"] > 0]
+        truth = hotcoco.COCO(tree)
+    return truth, found
+
+
+def _pycocotools(tree: dict[str, Any], rows: Rows, kind: str, judged: list[int]) -> EvalTables:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    # pycocotools writes marks into the annotations it judges: give it its own rows.
-    tree = {**tree, "annotations": [dict(a) for a in tree["annotations"]]}
+    # pycocotools writes marks into the annotations it judges, and insists on `iscrowd`.
+    tree = {**tree, "annotations": [{"iscrowd": 0, **a} for a in tree["annotations"]]}
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = tree
         truth.createIndex()
-        if len(results):
-            found = truth.loadRes(results.dicts() if results.masks is not None else results.array())
+        if len(rows):
+            found = truth.loadRes(rows)
         else:  # loadRes looks at the first result
             found = COCO()
             found.dataset = {**tree, "annotations": []}

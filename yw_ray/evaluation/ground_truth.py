@@ -4,6 +4,7 @@ Place in the flow: annotation json + Detections -> (coco, lvis) engines.
 Source: COCO results format (cocodataset.org/#format-results), LVIS v1 annotation format.
 """
 
+import gzip
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ import numpy as np
 
 if TYPE_CHECKING:
     from yw_ray.models.outputs import Detections
+
+Rows = np.ndarray | list[dict[str, Any]]
+"""Detections as an engine reads them: (N, 7) array, or COCO results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +37,16 @@ class Results:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def array(self) -> np.ndarray:
-        """(N, 7) float64: image, x, y, w, h, score, category."""
-        columns = (self.image_ids, *self.boxes.T, self.scores, self.category_ids)
-        return np.stack([np.asarray(c, np.float64) for c in columns], axis=1)
+    def rows(self, as_array: bool) -> Rows:
+        """What the engines read: (N, 7) float64 of image, x, y, w, h, score, category where
+        there are no masks and `as_array` is said, else COCO results, masks without boxes, so
+        that engines take the mask's area."""
+        if as_array and self.masks is None:
+            columns = (self.image_ids, *self.boxes.T, self.scores, self.category_ids)
+            return np.stack([np.asarray(c, np.float64) for c in columns], axis=1)
+        return self._dicts()
 
-    def dicts(self) -> list[dict[str, Any]]:
-        """COCO results; masks without boxes, so that engines take the mask's area."""
+    def _dicts(self) -> list[dict[str, Any]]:
         rows = zip(
             self.image_ids.tolist(), self.category_ids.tolist(), self.scores.tolist(), strict=True
         )
@@ -172,12 +179,13 @@ def check_outline(name: str, tree: Mapping[str, Any], style: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file.
+    """Parse a JSON file, gzipped where its name ends in .gz.
 
     Raises: ValueError in one line when it is missing, unreadable or broken.
     """
     try:
-        return json.loads(path.read_bytes())
+        content = path.read_bytes()
+        return json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist; give the path of a JSON file") from error
     except OSError as error:

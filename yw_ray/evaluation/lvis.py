@@ -1,29 +1,30 @@
 """The LVIS oracle behind `evaluation.coco.evaluate`: lvis 0.5.3, made to run on present NumPy.
 
-Place in the flow: Results -> here -> EvalTables. hotcoco is the default for LVIS too; this engine
-is slow, keeps everything in memory, and is there to check it.
+Place in the flow: detections -> here -> EvalTables. hotcoco is the default for LVIS too; this
+engine is slow, keeps everything in memory, and is there to check it.
 Source: lvis-api (arXiv 1908.03195): federated annotations, at most 300 detections an image.
 """
 
 import contextlib
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from yw_ray.evaluation.ground_truth import Results
+from yw_ray.evaluation.ground_truth import Rows
 from yw_ray.evaluation.tables import EvalTables, class_facts
 
 _NO_LISTS: dict[str, list[int]] = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
 
 
-def lvis_tables(tree: dict[str, Any], results: Results, kind: str, judged: list[int]) -> EvalTables:
+def lvis_tables(tree: dict[str, Any], rows: Rows, kind: str, judged: list[int]) -> EvalTables:
     """Precision and recall arrays of `lvis.LVISEval`.
 
     Args:
-        tree: LVIS annotation json; results: detections of the judged images;
+        tree: LVIS annotation json; rows: COCO results of the judged images;
         judged: image ids, ascending.
     """
     with _quiet(), _numpy_float():
@@ -38,8 +39,8 @@ def lvis_tables(tree: dict[str, Any], results: Results, kind: str, judged: list[
         }
         truth.logger = logging.getLogger("lvis.lvis")
         truth._create_index()
-        if len(results):
-            found = LVISResults(truth, results.dicts())
+        if len(rows):
+            found = LVISResults(truth, [dict(row) for row in rows])
         else:  # its constructor looks at the first result
             found = LVISResults.__new__(LVISResults)
             found.dataset = {**truth.dataset, "annotations": []}
@@ -50,7 +51,11 @@ def lvis_tables(tree: dict[str, Any], results: Results, kind: str, judged: list[
         judge.evaluate()
         judge.accumulate()
     wanted = set(judged)
-    num_gt = Counter(int(a["category_id"]) for a in tree["annotations"] if a["image_id"] in wanted)
+    num_gt = Counter(
+        int(a["category_id"])
+        for a in tree["annotations"]
+        if a["image_id"] in wanted and a["area"] > 0
+    )
     return EvalTables(
         style="lvis",
         kind=kind,
@@ -83,7 +88,9 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.disabled = True
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
     finally:
         for logger, was in zip(loggers, before, strict=True):
             logger.disabled = was
