@@ -14,7 +14,7 @@ import numpy as np
 _BLUR_SIZES = (3, 5, 7)
 _CLAHE_CLIP = (1.0, 4.0)
 _CLAHE_GRID = (8, 8)
-_STRIP_ROWS = 64
+_VECTOR_PIXELS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +69,11 @@ def hsv(image: np.ndarray, gains: np.ndarray) -> np.ndarray:
     table[0, :, 0] = ((levels * gains[0]) % 180).astype(np.uint8)
     table[0, :, 1] = np.clip(levels * gains[1], 0, 255).astype(np.uint8)
     table[0, :, 2] = np.clip(levels * gains[2], 0, 255).astype(np.uint8)
-    out = np.empty_like(image)
-    # Strips stay in the cache through the three passes.
-    for top in range(0, len(image), _STRIP_ROWS):
-        strip = cv2.cvtColor(image[top : top + _STRIP_ROWS], cv2.COLOR_BGR2HSV)
-        cv2.cvtColor(cv2.LUT(strip, table), cv2.COLOR_HSV2BGR, dst=out[top : top + _STRIP_ROWS])
-    return out
+    # Vector code truncates and the left-over pixels of a row are rounded: one row of whole
+    # vectors gives the same bytes on every processor.
+    row = np.ascontiguousarray(image).reshape(1, -1, 3)
+    count = row.shape[1]
+    if count % _VECTOR_PIXELS:
+        row = np.pad(row, ((0, 0), (0, -count % _VECTOR_PIXELS), (0, 0)))
+    row = cv2.LUT(cv2.cvtColor(row, cv2.COLOR_BGR2HSV), table)
+    return cv2.cvtColor(row, cv2.COLOR_HSV2BGR)[:, :count].reshape(image.shape)
