@@ -307,8 +307,19 @@ def with_overrides(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
 
 
 def science_digest(recipe: Recipe) -> str:
-    """Hash of everything but hardware and bookkeeping: what must not change on resume."""
-    tree = recipe.model_dump(mode="json")
-    for key in ("compute", "tracking", "title", "published", "notes"):
-        tree.pop(key)
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    """Hash of everything but hardware, places and bookkeeping: what must not change on resume.
+
+    Data sets are told apart by their digests, not by the folders they lie in.
+    """
+    return _digest(science(recipe))
+
+
+def science(recipe: Recipe) -> dict[str, Any]:
+    """The dotted fields that decide what a run computes."""
+    left_out = ("compute.", "tracking.", "title", "published", "notes", "data.train", "data.val")
+    flat = to_dotted(recipe.model_copy(update={"published": {}}))
+    return {key: value for key, value in flat.items() if not key.startswith(left_out)}
+
+
+def _digest(tree: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True, default=list).encode()).hexdigest()

@@ -93,18 +93,23 @@ class SampleMaker:
         return cache.get((window.lane, window.index, row), make)
 
 
-def plan_for(recipe: Recipe, manifest: Manifest) -> Plan:
-    """The order of a run over prepared shards."""
-    groups = []
-    left = recipe.data.max_train_images
+def row_groups(manifest: Manifest, max_rows: int | None = None) -> list[RowGroup]:
+    """Row groups of prepared shards in manifest order, the first `max_rows` rows of them."""
+    groups: list[RowGroup] = []
+    left = max_rows
     for shard in manifest.shards:
         for index, rows in enumerate(shard.row_group_rows):
             take = rows if left is None else min(rows, left)
             left = None if left is None else left - take
             if take:
                 groups.append(RowGroup(shard.file, index, take))
+    return groups
+
+
+def plan_for(recipe: Recipe, manifest: Manifest) -> Plan:
+    """The order of a run over prepared shards."""
     return Plan(
-        groups,
+        row_groups(manifest, recipe.data.max_train_images),
         digest=manifest.dataset_digest,
         seed=recipe.seed,
         lanes=recipe.data.lanes,

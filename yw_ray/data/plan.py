@@ -178,6 +178,24 @@ class Plan:
         return total // self.lanes + (lane < total % self.lanes)
 
 
+def share_windows(
+    groups: Sequence[RowGroup], *, rank: int, world: int, window_rows: int
+) -> list[Window]:
+    """A worker's share of a data set read once and in order, as evaluation does.
+
+    Shares are consecutive, differ by at most one row, and cover every row exactly once.
+    """
+    total = sum(group.rows for group in groups)
+    begin, end = total * rank // world, total * (rank + 1) // world
+    ends = np.cumsum([group.rows for group in groups])
+    windows = []
+    for index, low in enumerate(range(begin, end, window_rows)):
+        high = min(low + window_rows, end)
+        pieces = tuple(_cut(groups, ends, low, high))
+        windows.append(Window(0, rank, index, pieces, tuple(range(high - low))))
+    return windows
+
+
 def check_world(world: int, lanes: int, global_batch: int) -> None:
     """Refuse a worker count under which the order could not be kept.
 

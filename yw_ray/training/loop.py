@@ -130,7 +130,7 @@ def train_step(parts: TrainParts, work: StepBatch, global_step: int) -> dict[str
             sums[name] = sums[name] + value if name in sums else value
     if parts.scaler:
         parts.scaler.unscale_(parts.optimizer)
-    sums["grad_norm"] = clip_gradients(parts.model, parts.clip_norm)
+    sums["grad_norm"] = clip_gradients(parts.optimizer, parts.clip_norm)
     if parts.scaler:
         parts.scaler.step(parts.optimizer)
         parts.scaler.update()
