@@ -14,7 +14,8 @@ import numpy as np
 _BLUR_SIZES = (3, 5, 7)
 _CLAHE_CLIP = (1.0, 4.0)
 _CLAHE_GRID = (8, 8)
-_VECTOR_PIXELS = 64
+_VECTOR_PIXELS = 32  # of the builds that the numbers were recorded with
+_LONGEST_VECTOR = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +70,21 @@ def hsv(image: np.ndarray, gains: np.ndarray) -> np.ndarray:
     table[0, :, 0] = ((levels * gains[0]) % 180).astype(np.uint8)
     table[0, :, 1] = np.clip(levels * gains[1], 0, 255).astype(np.uint8)
     table[0, :, 2] = np.clip(levels * gains[2], 0, 255).astype(np.uint8)
-    # Vector code truncates and the left-over pixels of a row are rounded: one row of whole
-    # vectors gives the same bytes on every processor.
+    changed = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2HSV), table)
+    vectors = changed.shape[1] - changed.shape[1] % _VECTOR_PIXELS
+    if vectors == changed.shape[1]:
+        return _to_bgr_by_vectors(changed)
+    # The left-over columns of a row are rounded where vectors truncate.
+    out = cv2.cvtColor(np.ascontiguousarray(changed[:, vectors:]), cv2.COLOR_HSV2BGR)
+    return np.concatenate((_to_bgr_by_vectors(changed[:, :vectors]), out), axis=1)
+
+
+def _to_bgr_by_vectors(image: np.ndarray) -> np.ndarray:
+    """HSV to BGR as one row of whole vectors: the same bytes on every processor."""
     row = np.ascontiguousarray(image).reshape(1, -1, 3)
     count = row.shape[1]
-    if count % _VECTOR_PIXELS:
-        row = np.pad(row, ((0, 0), (0, -count % _VECTOR_PIXELS), (0, 0)))
-    row = cv2.LUT(cv2.cvtColor(row, cv2.COLOR_BGR2HSV), table)
+    if not count:
+        return image
+    if count % _LONGEST_VECTOR:
+        row = np.pad(row, ((0, 0), (0, -count % _LONGEST_VECTOR), (0, 0)))
     return cv2.cvtColor(row, cv2.COLOR_HSV2BGR)[:, :count].reshape(image.shape)
