@@ -1,6 +1,5 @@
 """Assignment from recorded boxes and scores equals the recorded one, foreground to the bit."""
 
-from pathlib import Path
 from typing import Any
 
 import golden_models as gm

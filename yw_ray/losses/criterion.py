@@ -16,6 +16,7 @@ from torch import Tensor
 from yw_ray.boxes import anchor_points, decode_boxes
 from yw_ray.losses.assigner import Assignment, assign
 from yw_ray.losses.box import box_losses
+from yw_ray.losses.classes import class_at, class_loss
 from yw_ray.losses.mask import mask_loss
 from yw_ray.models.outputs import RawOutputs
 
@@ -38,37 +39,6 @@ class Targets(Protocol):
     @property
     def masks(self) -> Tensor | None:
         """(M, h, w) bool at the resolution of the prototypes, or None."""
-
-
-def class_at(
-    cls_logits: tuple[Tensor, ...], image: Tensor, anchor: Tensor, label: Tensor
-) -> Tensor:
-    """Logits of given (image, anchor, label) triples, (P,) float32, without joining the levels."""
-    picked = torch.zeros(anchor.shape, device=anchor.device)
-    start = 0
-    for level in cls_logits:
-        size = level.shape[2] * level.shape[3]
-        cell = anchor - start
-        here = (cell >= 0) & (cell < size)
-        values = level.flatten(2)[image, label, torch.where(here, cell, 0)]
-        picked = torch.where(here, values.float(), picked)
-        start += size
-    return picked
-
-
-def background_loss(cls_logits: tuple[Tensor, ...], text_mask: Tensor | None = None) -> Tensor:
-    """Binary cross-entropy of all logits against zero, summed per image.
-
-    Args: cls_logits: per level (B, K, h, w); text_mask: (B, K), 0 for texts that do not count.
-    Returns: (B,) float32.
-    """
-    total = torch.zeros(len(cls_logits[0]), device=cls_logits[0].device)
-    for level in cls_logits:
-        loss = torch.nn.functional.softplus(level.float())
-        if text_mask is not None:
-            loss = loss * text_mask[:, :, None, None]
-        total = total + loss.sum((1, 2, 3))
-    return total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,11 +112,15 @@ class Criterion:
         norm = fg.weight.new_zeros(groups).index_add(0, group, fg.weight).clamp(min=1)
         factor = fg.weight * (per_group / norm)[group]
 
-        background = background_loss(outputs.cls_logits, text_mask).view(groups, -1).sum(1)
-        positive = class_at(outputs.cls_logits, fg.image, fg.anchor, batch.labels[fg.target])
-        if text_mask is not None:
-            positive = positive * text_mask[fg.image, batch.labels[fg.target]]
-        loss_cls = (background * per_group / norm).sum() - (factor * positive).sum()
+        loss_cls = class_loss(
+            outputs.cls_logits,
+            (per_group / norm).repeat_interleave(per_group),
+            fg.image,
+            fg.anchor,
+            batch.labels[fg.target],
+            factor,
+            text_mask,
+        )
 
         shapes = [(level.shape[2], level.shape[3]) for level in outputs.box_dist]
         points, strides = anchor_points(shapes, self.strides, fg.anchor.device)
