@@ -6,57 +6,61 @@ beside its goal and renames it at the end, so that a killed run leaves nothing t
 
 import errno
 import fcntl
+import glob
 import logging
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 _log = logging.getLogger(__name__)
-_LOCK = ".lock"
 
 
 @contextmanager
 def publishing(out: Path) -> Iterator[Path]:
     """Yield an empty folder beside `out` which becomes `out` when the block ends without error.
 
-    What a killed run left behind is removed first. The folder is locked while it is written.
+    What a killed run left behind is removed first. One process at a time writes `out`. The folder
+    has a name of its own each time, so that a lost task of an earlier run cannot write into it.
     Raises: ValueError if `out` exists and is not an empty folder, or another process writes it.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} already holds something else: name another folder or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.parent / f".{out.name}.partial"
-    with _locked(partial, out):
-        for leftover in partial.iterdir():
-            if leftover.is_dir() and not leftover.is_symlink():
-                shutil.rmtree(leftover)
-            elif leftover.name != _LOCK:
-                leftover.unlink()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot make {out.parent} ({error.strerror}): name another") from None
+    with _locked(out):
+        for leftover in out.parent.glob(f".{glob.escape(out.name)}.partial-*"):
+            shutil.rmtree(leftover)
+        partial = out.parent / f".{out.name}.partial-{uuid.uuid4().hex[:8]}"
+        partial.mkdir()
         try:
             yield partial
+            _sync(partial)
+            os.replace(partial, out)  # an empty `out` is replaced, a filled one is an error
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        (partial / _LOCK).unlink()
-        _sync(partial)
-        os.replace(partial, out)  # an empty `out` is replaced, a filled one is an error
         _sync(out.parent)
 
 
 @contextmanager
-def _locked(partial: Path, out: Path) -> Iterator[None]:
-    """Hold the lock file of `partial` (made if need be) until the block ends."""
-    partial.mkdir(exist_ok=True)
-    lock = partial / _LOCK
-    with lock.open("w") as handle:
-        if not _try_lock(handle) or not _same_file(handle, lock):
+def _locked(out: Path) -> Iterator[None]:
+    """Hold the lock file of `out`; it goes when the block ends, and its lock with the process."""
+    path = out.parent / f".{out.name}.lock"
+    with path.open("w") as handle:
+        if not _try_lock(handle) or not _same_file(handle, path):
             raise ValueError(
                 f"another process is writing {out}: wait for it or name another folder"
             )
-        yield
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _try_lock(handle: TextIO) -> bool:
@@ -72,7 +76,7 @@ def _try_lock(handle: TextIO) -> bool:
 
 
 def _same_file(handle: TextIO, path: Path) -> bool:
-    """False if the folder was renamed between opening and locking."""
+    """False if the holder removed the file between our opening and locking it."""
     return path.exists() and os.path.samestat(os.fstat(handle.fileno()), path.stat())
 
 

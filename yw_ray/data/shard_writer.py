@@ -5,7 +5,6 @@ pure function of its task, so that which process runs it, when, and how often ch
 `jobs/prepare.py` runs it as Ray tasks.
 """
 
-import hashlib
 import io
 import os
 import struct
@@ -40,6 +39,7 @@ from yw_ray.data.shards import (
 MAX_PIXELS = 80_000_000
 """Larger pictures are set aside; decoding one this large takes about 320 MB."""
 MAX_FILE_BYTES = 128_000_000
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,10 @@ def read_image(path: Path, height: int, width: int) -> bytes:
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror or error}") from None
     _check_whole(data)
-    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    try:
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise ValueError(f"does not decode: {_line(error)}") from None
     if decoded is None:
         raise ValueError("does not decode")
     if decoded.shape[:2] != (height, width):
@@ -180,14 +183,15 @@ def _check_whole(data: bytes) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ValueError(f"has {image.width}x{image.height} pixels, too many")
                 # a JPEG is decoded at an eighth of its size: a cut shows all the same
                 image.draft("RGB", (image.width // 8, image.height // 8))
                 image.load()
     except Image.UnidentifiedImageError:
-        raise ValueError("is no picture" if data else "is empty") from None
+        kinds = ", ".join(_FORMATS)
+        raise ValueError(f"is no picture ({kinds})" if data else "is empty") from None
     except (OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"does not decode: {_line(error)}") from None
     except (ArithmeticError, LookupError, TypeError, AttributeError) as error:  # damaged headers
@@ -198,28 +202,21 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:120]
 
 
-def missing_images(images: Path, wanted: Sequence[str]) -> tuple[list[str], str]:
-    """Which files are not there, and sha256 of the names and sizes of those that are.
+def missing_images(images: Path, wanted: Sequence[str]) -> list[str]:
+    """Which of the files are not below `images`.
 
     Each folder is listed once: a question per file is slow on network storage.
     Raises: ValueError if the image root is no folder.
     """
     if not images.is_dir():
         raise ValueError(f"image folder {images} does not exist; name the folder of the pictures")
-    sizes: dict[str, int] = {}
-    for folder in sorted({str(PurePosixPath(name).parent) for name in wanted}):
-        if not (images / folder).is_dir():
-            continue
-        with os.scandir(images / folder) as entries:
-            for entry in entries:
-                if entry.is_file():
-                    name = (PurePosixPath(folder) / entry.name).as_posix()
-                    sizes[name] = entry.stat().st_size
-    missing = [name for name in wanted if name not in sizes]
-    digest = hashlib.sha256()
-    for name in sorted(set(wanted) - set(missing)):
-        digest.update(f"{name}\0{sizes[name]}\n".encode())
-    return missing, digest.hexdigest()
+    there: set[str] = set()
+    for folder in {str(PurePosixPath(name).parent) for name in wanted}:
+        if (images / folder).is_dir():
+            with os.scandir(images / folder) as entries:
+                names = [entry.name for entry in entries if entry.is_file()]
+            there.update((PurePosixPath(folder) / name).as_posix() for name in names)
+    return [name for name in wanted if name not in there]
 
 
 def write_manifest(

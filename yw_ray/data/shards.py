@@ -102,7 +102,7 @@ class Manifest(BaseModel):
     annotations_file: str
     """Unchanged copy of the source annotations beside the shards, for evaluation."""
     sources: dict[str, str]
-    """Name -> sha256: `annotations` of the file, `images` of the list of names and sizes."""
+    """Name -> sha256 of the files this was made from: `annotations`."""
     dataset_digest: str
     """Of rows, their order, row groups and vocabulary; not of paths, time or files."""
 
