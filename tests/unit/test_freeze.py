@@ -115,13 +115,13 @@ def test_a_strategy_that_leaves_nothing_to_train_is_refused(
         apply_freeze(build_model(config), strategy)
 
 
-def _step(model: YoloWorld) -> None:
+def _step(model: YoloWorld, optimizer: torch.optim.Optimizer) -> None:
     """One optimiser step with gradients for everything that trains."""
     outputs = model(torch.rand(2, 3, 64, 64), torch.randn(2, 3, 512))
     assert outputs.mask_coeffs is not None and outputs.protos is not None
     loss = sum(x.square().mean() for x in (*outputs.cls_logits, *outputs.box_dist))
     loss = loss + sum(x.square().mean() for x in (*outputs.mask_coeffs, outputs.protos))
-    optimizer = build_optimizer(model, OptimConfig(), total_batch=64)
+    optimizer.zero_grad()
     loss.backward()
     optimizer.step()
 
@@ -134,10 +134,11 @@ def test_frozen_parts_are_bit_identical_after_training_and_the_others_are_not(
     plan = apply_freeze(model, strategy)
     before = frozen_digest(model, plan)
     values = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = build_optimizer(model, OptimConfig(), total_batch=64)
     for _ in range(2):
         model.eval()  # as validation does in between
         set_train_mode(model, plan)
-        _step(model)
+        _step(model, optimizer)
     assert frozen_changes(before, frozen_digest(model, plan)) == []
     moved = {n for n, value in model.state_dict().items() if not torch.equal(value, values[n])}
     still_statistics = [n for n in before if n.endswith("running_mean")]
