@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from golden_models import config_of, manifest
 from torch import nn
 
 from yw_ray.models.yolo_world import build_model
-from yw_ray.recipe import Freeze, ModelConfig, OptimConfig
+from yw_ray.recipe import Freeze, OptimConfig
 from yw_ray.training.freeze import apply_freeze
 from yw_ray.training.optim import build_optimizer, parameter_rules
 from yw_ray.weights.official import TEXT_TOWER, official_from_ours, ours_from_official
@@ -26,19 +27,8 @@ class Case:
     def __init__(self, goldens: Path, key: str) -> None:
         self.entry = json.loads((goldens / "params" / f"{key}.json").read_text())
         tower = json.loads((goldens / "manifest" / "text_tower.json").read_text())["tensors"]
-        parts = key.split("_")
-        efficient, dual = "effneck" in parts, "dual" in parts or parts[0] == "v1"
-        neck = "efficient" if efficient else "dual_vlpan" if dual else "vlpan_bn"
         with torch.device("meta"):
-            self.model = build_model(
-                ModelConfig(
-                    size=next(part for part in parts if part in ("s", "m", "l", "x", "xl")),
-                    version="v1" if dual else "v2",
-                    neck=neck,
-                    segmentation="seg" in parts,
-                    prompts="reparam" if "rep" in parts else "texts",
-                )
-            )
+            self.model = build_model(config_of(manifest(goldens, key)["tensors"]))
             if self.entry["text_tower"] is not None:
                 self.model.text_encoder = _tower(tower)
         head_only = bool(self.entry["batchnorms_in_eval_during_training"])
@@ -51,7 +41,11 @@ class Case:
         self.optim = OptimConfig(
             kind="sgd" if sgd else "adamw",
             base_lr=self.entry["defaults"]["lr"],
-            weight_decay=5e-4 if sgd else 0.025 if "pretrain" in parts else 0.05,
+            weight_decay=5e-4
+            if sgd
+            else 0.025
+            if self.entry["config"].startswith("pretrain")
+            else 0.05,
             decay_norm_and_bias="norm_decay_mult" not in rules,
             single_group=self.entry["number_of_groups"] == 1,
         )
