@@ -27,7 +27,6 @@ from yw_ray.models.outputs import Detections, RawOutputs
 from yw_ray.recipe import EvalConfig
 
 _FIRST_PREFIX = 1000
-_LOGIT_MARGIN = 0.05
 _MASK_CHUNK_PIXELS = 1 << 23
 
 
@@ -48,15 +47,19 @@ class Fit(Protocol):
 
 
 class Candidates(NamedTuple):
-    """P (anchor point, class) pairs of one image: scores (P,) float32, labels, anchors (P,)."""
+    """P (anchor point, class) pairs of one image: logits (P,) float32, labels, anchors (P,)."""
 
-    scores: Tensor
+    logits: Tensor
     labels: Tensor
     anchors: Tensor
 
     def take(self, index: Tensor) -> Candidates:
         """The candidates of given positions."""
-        return Candidates(self.scores[index], self.labels[index], self.anchors[index])
+        return Candidates(self.logits[index], self.labels[index], self.anchors[index])
+
+    def scores(self) -> Tensor:
+        """Class probabilities (P,) float32; by way of float64, so that they keep the order."""
+        return self.logits.double().sigmoid().float()
 
 
 @torch.no_grad()
@@ -129,7 +132,7 @@ def postprocess(
             Detections(
                 image_id=int(image_id),
                 boxes=clip_boxes(found, fit.original_size).cpu().numpy(),
-                scores=kept.scores.cpu().numpy(),
+                scores=kept.scores().cpu().numpy(),
                 labels=kept.labels.cpu().numpy(),
                 masks=masks,
             )
@@ -157,30 +160,28 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 def find_candidates(
     cls_logits: Sequence[Tensor], threshold: float, multi_label: bool = True
 ) -> Candidates:
-    """All (anchor point, class) pairs that may score above the threshold, unordered.
+    """All (anchor point, class) pairs that score above the threshold, by anchor, then class.
 
     Args:
         cls_logits: per level (K, h, w) logits of one image.
         threshold: of the class probability, 0 <= threshold < 1.
         multi_label: otherwise only the best class of each anchor point.
-    Returns: every pair above the threshold, and a few just below it: `suppress` compares scores.
     """
-    # Half precision rounds the limit, hence the margin; the exact comparison is made on scores.
-    limit = math.log(threshold / (1 - threshold)) - _LOGIT_MARGIN if threshold else -math.inf
+    limit = math.log(threshold / (1 - threshold)) if threshold else -math.inf
     parts = []
     start = 0
     for level in cls_logits:
-        flat = level.flatten(1).T
-        if multi_label and flat.shape[1] > 1:
-            above = flat > limit
+        logits = level.flatten(1).T.float()
+        if multi_label and logits.shape[1] > 1:
+            above = logits > limit
             cells, labels = above.nonzero(as_tuple=True)
-            logits = flat[above]
+            found = logits[above]
         else:
-            best, label = flat.max(1)
+            best, label = logits.max(1)
             cells = (best > limit).nonzero().squeeze(1)
-            labels, logits = label[cells], best[cells]
-        parts.append((logits.float().sigmoid(), labels, cells + start))
-        start += len(flat)
+            labels, found = label[cells], best[cells]
+        parts.append((found, labels, cells + start))
+        start += len(logits)
     return Candidates(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
@@ -195,33 +196,32 @@ def best_first(scores: Tensor, k: int) -> Tensor:
     return among[scores[among].argsort(descending=True, stable=True)[:k]]
 
 
-def class_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, span: Tensor) -> Tensor:
+def class_nms(boxes: Tensor, candidates: Candidates, iou: float, span: Tensor) -> Tensor:
     """Greedy NMS within each class; positions of the survivors, best first.
 
     Args:
-        boxes: (P, 4) xyxy; scores: (P,); labels: (P,); iou: overlap above which the worse goes.
+        boxes: (P, 4) xyxy of P candidates; iou: overlap above which the worse goes.
         span: power of two, no less than the extent of all boxes; classes are set that far apart.
     """
     # A power of two in float64: the sums are exact to 2e-9 px at 1203 classes, float32's are not.
-    apart = boxes.double() + (labels.double() * span)[:, None]
-    return nms(apart, scores.double(), iou)
+    apart = boxes.double() + (candidates.labels.double() * span)[:, None]
+    return nms(apart, candidates.logits.double(), iou)
 
 
 def suppress(candidates: Candidates, boxes: Tensor, config: EvalConfig) -> Candidates:
-    """The detections of one image: threshold, best `nms_pre`, NMS, best `max_detections`.
+    """The detections of one image: best `nms_pre`, NMS, best `max_detections`.
 
     Args: candidates: of `find_candidates`; boxes: (N, 4) xyxy of all anchor points.
     Returns: survivors, best first.
     """
-    total = int((candidates.scores > config.score_threshold).sum())
-    total = min(total, config.nms_pre)
+    total = min(len(candidates.logits), config.nms_pre)
     extent = (boxes.amax() - boxes.amin() + 1).double()
     span = torch.exp2(extent.log2().ceil())
     size = max(_FIRST_PREFIX, 2 * config.max_detections)
     while True:
         size = min(size, total)
-        prefix = candidates.take(best_first(candidates.scores, size))
-        kept = class_nms(boxes[prefix.anchors], prefix.scores, prefix.labels, config.nms_iou, span)
+        prefix = candidates.take(best_first(candidates.logits, size))
+        kept = class_nms(boxes[prefix.anchors], prefix, config.nms_iou, span)
         if len(kept) >= config.max_detections or size == total:
             return prefix.take(kept[: config.max_detections])
         size *= 4
