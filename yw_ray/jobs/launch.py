@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
@@ -17,7 +18,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from yw_ray.recipe import Recipe, to_dotted, with_overrides
+from yw_ray.recipe import Recipe, science, to_dotted, with_overrides
 
 Result = TypeVar("Result")
 
@@ -95,7 +96,7 @@ def _option_names(default: Any) -> list[str]:
 def _condense(box: str) -> str:
     """The message inside tyro's box as one line."""
     lines = [line.strip("│╭╮╰╯ ").strip() for line in box.splitlines()]
-    body = []
+    body: list[str] = []
     for line in lines:
         if line.startswith("─"):
             if body:
@@ -103,7 +104,10 @@ def _condense(box: str) -> str:
             continue
         if line:
             body.append(line)
-    return " ".join(body) or "the command line could not be read; see --help"
+    text = " ".join(body)
+    if found := re.search(r"Value error, (.*?) \[type=", text):  # pydantic, inside tyro's words
+        return found[1]
+    return text or "the command line could not be read; see --help"
 
 
 def smoke(recipe: Recipe) -> Recipe:
@@ -138,7 +142,10 @@ def _main(recipe: Recipe, args: list[str]) -> int:
     if "--smoke" in args:  # before overrides, so that these have the last word
         recipe = smoke(recipe)
     command = parse(Command, args, default=Command(recipe=recipe))
-    recipe = command.recipe
+    if science(command.recipe) != science(recipe):  # another experiment than the published row
+        recipe = with_overrides(command.recipe, {"published": {}})
+    else:
+        recipe = command.recipe
     if command.print_config:
         print(json.dumps(recipe.model_dump(mode="json"), indent=1))
         return 0

@@ -71,7 +71,7 @@ def _train_on_ray(recipe: Recipe, run_dir: Path) -> dict[str, Any]:
     if use_gpu:
         per_worker["GPU"] = 1
     trainer = TorchTrainer(
-        _worker_main,
+        _worker_main,  # type: ignore[arg-type]  # what it returns arrives as return_value
         train_loop_config={"recipe": recipe.model_dump(mode="json"), "run_dir": str(run_dir)},
         scaling_config=ScalingConfig(
             num_workers=compute.workers, use_gpu=use_gpu, resources_per_worker=per_worker
@@ -87,7 +87,7 @@ def _train_on_ray(recipe: Recipe, run_dir: Path) -> dict[str, Any]:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise RuntimeError(_cause(error)) from error
-    summary = result.return_value
+    summary = getattr(result, "return_value", None)
     assert isinstance(summary, dict)
     return summary
 

@@ -244,8 +244,15 @@ class RunRecord:
                 figures["val/seconds"] = time.perf_counter() - begin
                 figures["epoch"] = float(epoch)
                 self._spool.log(epoch * self._plan.steps_per_epoch, figures)
+                self._drop_shares(keep=folder)
             self._place.barrier()
         return ApTable.from_json(table_file).metrics
+
+    def _drop_shares(self, keep: Path) -> None:
+        """Detections of earlier validations are not needed once judged; their tables stay."""
+        for path in (self._dir / "eval").glob("epoch_*/share_*.npz"):
+            if path.parent != keep:
+                path.unlink()
 
     def save(self, parts: TrainParts, cursor: Cursor) -> None:
         """Write a checkpoint on rank 0 and drop old ones."""

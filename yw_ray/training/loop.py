@@ -75,6 +75,7 @@ class StepLog:
         names = list(self.sums)
         values = torch.stack([self.sums[name].float() for name in names]).tolist() if names else []
         out = {name: value / steps for name, value in zip(names, values, strict=True)}
+        out["seconds"] = seconds
         out["images_per_s"] = self.images / seconds
         out["data_wait_share"] = min(self.wait_s / seconds, 1.0)
         return out
@@ -164,14 +165,13 @@ def train_epoch(
         terms = train_step(parts, work, global_step)
         done += 1
         images = sum(len(batch.images) for batch in work.micro)
-        log.add({**terms, "images": torch.tensor(float(images))}, images, wait)
+        log.add(terms, images * parts.world, wait)
         stop = on_step(work.epoch, work.step) if on_step else False
         if log.steps >= LOG_STEPS or work.step == steps_per_epoch - 1 or stop:
             figures = log.figures()
             _check_finite(figures, global_step, parts)
-            figures["positives_per_image"] = figures.pop("num_positives", 0.0) / max(
-                figures.pop("images"), 1.0
-            )
+            positives = figures.pop("num_positives", 0.0) * log.steps * parts.world
+            figures["positives_per_image"] = positives / max(log.images, 1)
             figures["lr"] = parts.optimizer.param_groups[0]["lr"]
             on_log(global_step, {"epoch": float(work.epoch), **figures})
             log = StepLog()
