@@ -165,7 +165,7 @@ def test_ap_tables_have_a_row_each_step_and_fixed_metric_names(opened, monkeypat
         recorded(run).info.experiment_id, "eval/val.json", run_ids=[run.mlflow_run_id]
     )
     assert frame["step"].tolist() == [5, 10]
-    assert frame["AP"].tolist() == [0.15, 0.4613]
+    assert frame["AP"].tolist() == pytest.approx([0.15, 0.4613])
     classes = client_of(run).load_table(
         recorded(run).info.experiment_id, "eval/val_per_class.json", run_ids=[run.mlflow_run_id]
     )
