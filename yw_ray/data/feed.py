@@ -61,7 +61,7 @@ class DecodedCache:
 class SampleMaker:
     """Makes the training sample of a window's row: the one place that joins plan and pixels."""
 
-    def __init__(self, recipe: Recipe, plan: Plan, vocabulary: Vocabulary) -> None:
+    def __init__(self, recipe: Recipe, plan: Plan, vocabulary: Vocabulary | None) -> None:
         self._recipe, self._plan, self._vocabulary = recipe, plan, vocabulary
         self._close_from = recipe.schedule.epochs - recipe.schedule.close_mosaic_epochs
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import nn
-
 from yw_ray.data.feed import row_groups
 from yw_ray.data.plan import share_windows
 from yw_ray.data.shards import Manifest
@@ -17,15 +15,16 @@ from yw_ray.data.vocabulary import Vocabulary
 from yw_ray.evaluation.ap_table import ApTable, subset_metrics
 from yw_ray.evaluation.coco import evaluate
 from yw_ray.evaluation.predict import load_detections, merge_shares, predict, save_detections
+from yw_ray.jobs.build import text_vectors
 from yw_ray.jobs.place import Place
-from yw_ray.models.text_encoder import build_text_encoder, embed_texts
+from yw_ray.models.yolo_world import YoloWorld
 from yw_ray.recipe import Recipe
 
 _WINDOW_ROWS = 64
 
 
 def predict_share(
-    model: nn.Module,
+    model: YoloWorld,
     recipe: Recipe,
     val_set: Manifest,
     folder: Path,
@@ -47,7 +46,7 @@ def predict_share(
     vocabulary = Vocabulary.from_classes(val_set.classes)
     text_feats = None
     if recipe.model.prompts == "texts":
-        table = embed_texts(build_text_encoder(recipe.text), vocabulary.texts)
+        table = text_vectors(recipe, model, vocabulary.texts)
         text_feats = table[vocabulary.eval_text_ids()].to(place.device)
     read = place.read(Path(recipe.data.val), [(window, 0) for window in windows])
     found = predict(

@@ -18,6 +18,7 @@ from yw_ray.jobs.cluster import ensure_ray, wait_for_resources
 from yw_ray.jobs.evaluate import judge_shares, predict_share
 from yw_ray.jobs.place import Place
 from yw_ray.jobs.run import absolute_paths
+from yw_ray.models.text_encoder import ClipText
 from yw_ray.models.yolo_world import build_model
 from yw_ray.recipe import Recipe, with_overrides
 from yw_ray.training.checkpoint import load_checkpoint
@@ -65,6 +66,8 @@ def evaluate_checkpoint(
 
 def _predict(recipe: Recipe, checkpoint: Path, folder: Path, place: Place) -> None:
     model = build_model(recipe.model)
+    if recipe.train_text_encoder:
+        model.text_encoder = ClipText()
     model.load_state_dict(load_checkpoint(checkpoint)["ema"]["module"])
     model = model.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     predict_share(model.eval(), recipe, load_manifest(Path(recipe.data.val)), folder, place)

@@ -50,7 +50,7 @@ def one_line_errors(action: Callable[[], int]) -> int:
         where = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         print(f"error: {where + ': ' if where else ''}{message}", file=sys.stderr)
-    except (ValueError, FileNotFoundError, PermissionError, NotADirectoryError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     except (RuntimeError, FloatingPointError) as error:
         print(f"failed: {' '.join(str(error).split())}", file=sys.stderr)

@@ -251,8 +251,8 @@ def _write_all(
             bad += result.bad
             if len(bad) > allowed:
                 raise ValueError(
-                    f"{len(bad)} of {total} images cannot be used, {allowed} allowed "
-                    f"(first: {bad[0].path} {bad[0].reason}): repair them or raise max_bad_share"
+                    f"{len(bad)} images cannot be used, {allowed} of {total} may be (first: "
+                    f"{bad[0].path} {bad[0].reason}): repair them or raise max_bad_share"
                 )
             rows = result.shard.rows if result.shard else 0
             progress.advance(bar, rows + len(result.bad))

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from yw_ray.data.feed import read_windows, row_groups
+from yw_ray.data.pipelines import load
 from yw_ray.data.plan import share_windows
 from yw_ray.data.sample import Record
 from yw_ray.data.shards import Manifest
 from yw_ray.evaluation.ap_table import ApTable, percent
-from yw_ray.evaluation.pictures import draw_comparison, loss_figure
+from yw_ray.evaluation.pictures import write_loss_curve, write_pictures
 from yw_ray.evaluation.predict import load_detections
 from yw_ray.recipe import Recipe
 
@@ -53,16 +54,16 @@ def save_pictures(recipe: Recipe, run_dir: Path, val_set: Manifest) -> list[Path
     folder = run_dir / "pictures"
     folder.mkdir(exist_ok=True)
     shares = sorted((run_dir / "eval" / f"epoch_{recipe.schedule.epochs:03d}").glob("share_*.npz"))
-    found = {d.image_id: d for share in shares for d in load_detections(share)}
-    names = [texts[0] for texts in val_set.classes]
-    paths = []
-    for record in _spread(recipe, val_set, NUM_PICTURES):
-        path = folder / f"image_{record.image_id}.png"
-        draw_comparison(record, found[record.image_id], names, path)
-        paths.append(path)
-    curve = folder / "loss.png"
-    loss_figure(list(_train_lines(run_dir / "metrics.jsonl")), curve)
-    return [*paths, curve]
+    annotations = json.loads((Path(recipe.data.val) / val_set.annotations_file).read_bytes())
+    pictures = write_pictures(
+        folder,
+        {r.image_id: load(r, False).image for r in _spread(recipe, val_set, NUM_PICTURES)},
+        annotations["annotations"],
+        [d for share in shares for d in load_detections(share)],
+        [texts[0] for texts in val_set.classes],
+        val_set.category_ids,
+    )
+    return [*pictures, write_loss_curve(folder / "loss.png", run_dir / "metrics.jsonl")]
 
 
 def _spread(recipe: Recipe, val_set: Manifest, count: int) -> Iterator[Record]:
@@ -72,13 +73,3 @@ def _spread(recipe: Recipe, val_set: Manifest, count: int) -> Iterator[Record]:
     for _, _, records in read_windows(Path(recipe.data.val), [(w, 0) for w in windows]):
         step = max(len(records) // count, 1)
         yield from records[::step][:count]
-
-
-def _train_lines(spool: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    for raw in spool.read_text().splitlines():
-        try:
-            line = json.loads(raw)
-        except ValueError:  # torn by a kill
-            continue
-        if "train/total" in line["metrics"]:
-            yield line["step"], line["metrics"]

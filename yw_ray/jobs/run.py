@@ -117,7 +117,7 @@ def check_inputs(recipe: Recipe) -> tuple[Manifest, Manifest, Plan]:
             f"{val_set.style}; set --eval.style {val_set.style} or prepare it again"
         )
     plan = plan_for(recipe, train_set)
-    if recipe.init_from and not Path(recipe.init_from).is_file():
+    if recipe.init_from and not Path(recipe.init_from).exists():
         raise ValueError(
             f"init_from: {recipe.init_from} does not exist; fetch the checkpoint, name another "
             "with --init-from, or start from random weights with --init-from None"

@@ -21,11 +21,12 @@ from yw_ray.data.sample import StepBatch
 from yw_ray.data.shards import Manifest, load_manifest
 from yw_ray.data.vocabulary import Vocabulary
 from yw_ray.evaluation.ap_table import ApTable
+from yw_ray.jobs.build import initial_model, text_vectors
 from yw_ray.jobs.evaluate import judge_shares, predict_share
 from yw_ray.jobs.place import Place
 from yw_ray.losses.criterion import Criterion
-from yw_ray.models.text_encoder import build_text_encoder, embed_texts
-from yw_ray.models.yolo_world import YoloWorld, build_model
+from yw_ray.models.text_encoder import ClipText
+from yw_ray.models.yolo_world import YoloWorld
 from yw_ray.recipe import Recipe
 from yw_ray.training.checkpoint import latest_checkpoint, load_checkpoint, prune, save_checkpoint
 from yw_ray.training.ema import Ema
@@ -47,7 +48,7 @@ def train_worker(recipe: Recipe, run_dir: Path, place: Place) -> dict[str, Any]:
     vocabulary = Vocabulary.from_classes(train_set.classes)
     plan = plan_for(recipe, train_set)
     record = RunRecord(recipe, run_dir, place, plan, train_set, val_set)
-    model = initial_model(recipe)
+    model = initial_model(recipe, vocabulary)
     parts = build_parts(recipe, model, place, plan, vocabulary)
     cursor = resume(parts, run_dir)
     record.event("start", world=place.world, epoch=cursor.epoch, step=cursor.step)
@@ -78,17 +79,6 @@ def train_worker(recipe: Recipe, run_dir: Path, place: Place) -> dict[str, Any]:
     }
 
 
-def initial_model(recipe: Recipe) -> YoloWorld:
-    """The model before the first step: from `init_from`, else random by the recipe's seed."""
-    torch.manual_seed(recipe.seed)
-    model = build_model(recipe.model)
-    if recipe.init_from:
-        from yw_ray.weights.official import load_initial
-
-        load_initial(model, Path(recipe.init_from))
-    return model
-
-
 def build_parts(
     recipe: Recipe, model: YoloWorld, place: Place, plan: Plan, vocabulary: Vocabulary
 ) -> TrainParts:
@@ -114,7 +104,11 @@ def build_parts(
         )
     optimizer = build_optimizer(model, recipe.optim, total_batch=recipe.schedule.global_batch)
     dtype = precision_of(recipe, device)
-    table = embed_texts(build_text_encoder(recipe.text), vocabulary.texts)
+    table = tokens = None
+    if isinstance(model.text_encoder, ClipText):
+        tokens = model.text_encoder.tokenize(vocabulary.texts).to(device)
+    elif recipe.model.prompts == "texts":
+        table = text_vectors(recipe, model, vocabulary.texts).to(device)
     return TrainParts(
         model=model,
         wrapped=wrapped,
@@ -123,7 +117,8 @@ def build_parts(
         schedule=Schedule(recipe.optim, recipe.schedule, plan.steps_per_epoch),
         ema=ema,
         freeze=freeze,
-        text_table=table.to(device),
+        text_table=table,
+        tokens=tokens,
         device=device,
         dtype=dtype,
         clip_norm=recipe.optim.clip_norm,
@@ -166,7 +161,8 @@ def epoch_batches(
         for step in range(first_step, plan.steps_per_epoch)
         for lane in plan.worker_lanes(place.rank, place.world, step)
     ]
-    folder, make = Path(recipe.data.train), SampleMaker(recipe, plan, vocabulary)
+    texts = vocabulary if recipe.model.prompts == "texts" else None  # else labels stay classes
+    folder, make = Path(recipe.data.train), SampleMaker(recipe, plan, texts)
     if place.make_samples:
         samples = place.make_samples(folder, wanted, lanes, make)
     else:
@@ -220,7 +216,7 @@ class RunRecord:
         if self._spool:
             self._spool.log(step + 1, {f"train/{name}": value for name, value in figures.items()})
 
-    def validate(self, model: nn.Module, epoch: int) -> dict[str, float]:
+    def validate(self, model: YoloWorld, epoch: int) -> dict[str, float]:
         """Score the validation shards after `epoch` epochs; 0 is the model as it came.
 
         A table that an interrupted run left behind is kept, not made again.

@@ -33,7 +33,8 @@ class TrainParts:
     """What a step works on.
 
     model: the bare model; wrapped: the same, under DDP where there are several workers;
-    text_table: (T, 512) float32 vectors of `Vocabulary.texts` on the device.
+    text_table: (T, 512) float32 vectors of `Vocabulary.texts` on the device, None where prompts
+    are learned, folded, or made by a tower that is trained; tokens: (T, L) token ids for that one.
     """
 
     model: nn.Module
@@ -43,10 +44,11 @@ class TrainParts:
     schedule: Schedule
     ema: Ema
     freeze: FreezePlan
-    text_table: Tensor
+    text_table: Tensor | None
     device: torch.device
     dtype: torch.dtype
     clip_norm: float
+    tokens: Tensor | None = None
     world: int = 1
     scaler: torch.amp.GradScaler | None = None
 
@@ -118,11 +120,11 @@ def train_step(parts: TrainParts, work: StepBatch, global_step: int) -> dict[str
             with torch.autocast(
                 parts.device.type, parts.dtype, enabled=parts.dtype != torch.float32
             ):
-                text_feats = None if batch.text_ids is None else parts.text_table[batch.text_ids]
+                prompts = _prompts(parts, batch.text_ids)
                 images = normalize_images(batch.images).contiguous(
                     memory_format=torch.channels_last
                 )
-                outputs = parts.wrapped(images, text_feats)
+                outputs = parts.wrapped(images, **prompts)
             terms = parts.criterion(outputs, batch, groups=work.groups)
             loss = terms["total"] * parts.world
             (parts.scaler.scale(loss) if parts.scaler else loss).backward()
@@ -139,6 +141,17 @@ def train_step(parts: TrainParts, work: StepBatch, global_step: int) -> dict[str
         parts.optimizer.step()
     parts.ema.update(parts.model)
     return sums
+
+
+def _prompts(parts: TrainParts, text_ids: Tensor | None) -> dict[str, Tensor]:
+    """What the model is told about the texts of a batch, (B, K) indices or None."""
+    if text_ids is None:
+        return {}
+    if parts.tokens is not None:  # each distinct text passes the trained tower once
+        distinct, rows = text_ids.unique(return_inverse=True)
+        return {"tokens": parts.tokens[distinct], "token_rows": rows}
+    assert parts.text_table is not None
+    return {"text_feats": parts.text_table[text_ids]}
 
 
 def train_epoch(
