@@ -72,12 +72,16 @@ def resize(image: np.ndarray, height: int, width: int, shrink_by_area: bool = Fa
     return cv2.resize(image, (width, height), interpolation=how)
 
 
+def letterbox_resize(image: np.ndarray, plan: LetterboxPlan) -> np.ndarray:
+    """The picture at its fitted size, before padding."""
+    return resize(resize(image, *plan.kept, shrink_by_area=True), *plan.fitted)
+
+
 def letterbox_image(
     image: np.ndarray, plan: LetterboxPlan, fill: tuple[int, int, int]
 ) -> np.ndarray:
     """(size, size, 3) uint8 BGR."""
-    image = resize(image, *plan.kept, shrink_by_area=True)
-    image = resize(image, *plan.fitted)
+    image = letterbox_resize(image, plan)
     return cv2.copyMakeBorder(image, *plan.pad, cv2.BORDER_CONSTANT, value=fill)
 
 
@@ -200,15 +204,25 @@ def box_areas(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
+def mirror_boxes(boxes: np.ndarray, width: float) -> np.ndarray:
+    """(M, 4) boxes mirrored about the vertical axis of a picture of that width."""
+    mirrored = boxes.copy()
+    mirrored[:, 0::2] = width - boxes[:, 2::-2]
+    return mirrored
+
+
 # ---- flip -----------------------------------------------------------------------------------
 
 
 def flip(sample: Sample) -> Sample:
     """Mirror image, boxes and polygons about the vertical axis."""
     width = sample.image.shape[1]
-    boxes = sample.boxes.copy()
-    boxes[:, 0::2] = width - sample.boxes[:, 2::-2]
     polygons = sample.polygons
     if polygons is not None:
         polygons = map_points(polygons, np.array((-1.0, 1.0)), np.array((width, 0.0)))
-    return replace(sample, image=cv2.flip(sample.image, 1), boxes=boxes, polygons=polygons)
+    return replace(
+        sample,
+        image=cv2.flip(sample.image, 1),
+        boxes=mirror_boxes(sample.boxes, width),
+        polygons=polygons,
+    )

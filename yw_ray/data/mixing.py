@@ -16,15 +16,21 @@ import numpy as np
 from yw_ray.data.geometry import (
     FILL,
     FILL_QUIRK,
+    MIN_AREA_RATIO_PLAIN,
+    MIN_AREA_RATIO_REFINED,
     AffineDraws,
     affine_offset,
     box_areas,
     draw_affine,
+    keep_boxes,
+    letterbox_resize,
+    mirror_boxes,
     plan_letterbox,
+    visible_boxes,
 )
 from yw_ray.data.masks import concat, map_points, points_per_object, select
 from yw_ray.data.sample import Polygons, Sample
-from yw_ray.data.tiles import CanvasMap, Tile, draw_mirrored, draw_tile, labels_as_drawn
+from yw_ray.data.tiles import CanvasMap, Tile, draw_cut_out, draw_tile
 from yw_ray.recipe import AugmentConfig
 
 _OVERLAP_LIMIT = 0.3
@@ -43,13 +49,29 @@ class MosaicDraws:
 def draw_mosaic(
     rng: np.random.Generator, num_objects: int, config: AugmentConfig, size: int
 ) -> MosaicDraws:
-    """Centre int(U(0.5, 1.5) * size) on a canvas of 2 * size. num_objects: of all four pictures."""
+    """Centre int(U(0.5, 1.5) * size) on a canvas of 2 * size, order of pasting, affine.
+
+    The translation is moved by half a pixel at most, so that the seams between the pictures fall
+    on whole output pixels: pictures can then be resized instead of warped.
+    num_objects: of all four pictures.
+    """
     x, y = rng.uniform(0.5, 1.5, 2)
-    return MosaicDraws(
-        centre=(int(x * size), int(y * size)),
-        paste_order=rng.random(num_objects),
-        affine=draw_affine(rng, config.scale, config.translate),
+    centre = (int(x * size), int(y * size))
+    order = rng.random(num_objects)
+    affine = draw_affine(rng, config.scale, config.translate)
+    shift_x, shift_y = (
+        round(at) - at if 0 < at < size else 0.0
+        for at in (
+            affine.scale * c + offset
+            for c, offset in zip(centre, affine_offset(affine, 2 * size, size), strict=True)
+        )
     )
+    affine = replace(
+        affine,
+        translate_x=affine.translate_x + shift_x / size,
+        translate_y=affine.translate_y + shift_y / size,
+    )
+    return MosaicDraws(centre=centre, paste_order=order, affine=affine)
 
 
 def mosaic_tiles(samples: Sequence[Sample], centre: tuple[int, int], size: int) -> list[Tile]:
@@ -69,8 +91,7 @@ def mosaic_tiles(samples: Sequence[Sample], centre: tuple[int, int], size: int) 
 
 def mirrored_overlaps(boxes: np.ndarray, width: float) -> np.ndarray:
     """(M, M) share of each box (column) that the mirror image of each box (row) covers."""
-    mirrored = boxes.copy()
-    mirrored[:, 0::2] = width - boxes[:, 2::-2]
+    mirrored = mirror_boxes(boxes, width)
     low = np.maximum(mirrored[:, None, :2], boxes[None, :, :2])
     high = np.minimum(mirrored[:, None, 2:], boxes[None, :, 2:])
     common = np.clip(high - low, 0, None).prod(axis=2)
@@ -103,39 +124,31 @@ def mosaic_affine(
         samples: this picture and three partners, all with polygons or all without.
         size: side of the output; the canvas has twice that.
         text_free: concerns the reference law only.
-    Returns: (size, size, 3) sample with the first one's id. The mosaic's centre is moved to a
-    whole output pixel (by half a pixel at most); labels follow the pixels as drawn.
+    Returns: (size, size, 3) sample with the first one's id; polygons reach beyond the output.
     """
     canvas, scale = 2 * size, draws.affine.scale
-    shift_x, shift_y = affine_offset(draws.affine, canvas, size)
-    to_out = CanvasMap(
-        scale,
-        (
-            _centre_on_pixel(draws.centre[0], scale, shift_x, size),
-            _centre_on_pixel(draws.centre[1], scale, shift_y, size),
-        ),
-    )
+    offset = affine_offset(draws.affine, canvas, size)
+    to_out = CanvasMap((scale, scale), offset)
     out = np.full((size, size, 3), FILL[0], np.uint8)
     tiles = mosaic_tiles(samples, draws.centre, size)
-    counts = [len(s.labels) for s in samples]
-    maps = np.repeat([draw_tile(out, tile, to_out) for tile in tiles], counts, axis=0)
+    for tile in tiles:
+        draw_tile(out, tile, to_out)
     boxes = np.concatenate([_boxes_on_canvas(tile, canvas) for tile in tiles])
     labels = np.concatenate([s.labels for s in samples])
     polygons = _polygons_on_canvas(tiles, canvas)
     if polygons is not None and config.copy_paste:
         chosen = choose_pasted(boxes, canvas, draws.paste_order, config.copy_paste)
+        mirrored = CanvasMap((-scale, scale), (scale * canvas + offset[0], offset[1]))
+        owners = np.repeat(np.arange(4), [len(s.labels) for s in samples])
         ends = np.cumsum(points_per_object(polygons))
-        owners = np.repeat(np.arange(4), counts)
-        pasted = [
-            draw_mirrored(out, tiles[owners[i]], _outline(polygons, ends, i), to_out, canvas)
-            for i in chosen
-        ]
-        if pasted:
-            maps = np.concatenate((maps, pasted))
-            boxes = np.concatenate((boxes, boxes[chosen]))
-            labels = np.concatenate((labels, labels[chosen]))
-            polygons = concat((polygons, select(polygons, chosen)))
-    return labels_as_drawn(samples[0], out, boxes, labels, polygons, maps)
+        for i in chosen:
+            outline = polygons.points[ends[i - 1] if i else 0 : ends[i]]
+            draw_cut_out(out, tiles[owners[i]], outline, mirrored)
+        twins = map_points(select(polygons, chosen), np.array((-1.0, 1.0)), np.array((canvas, 0.0)))
+        polygons = concat((polygons, twins))
+        boxes = np.concatenate((boxes, mirror_boxes(boxes[chosen], canvas)))
+        labels = np.concatenate((labels, labels[chosen]))
+    return _to_output(samples[0], out, boxes, labels, polygons, to_out)
 
 
 def letterbox_affine(
@@ -148,31 +161,21 @@ def letterbox_affine(
     height, width = sample.image.shape[:2]
     plan = plan_letterbox(height, width, size, allow_scale_up=True)
     (h, w), (top, _, left, _) = plan.fitted, plan.pad
-    tile = Tile(
-        sample,
-        (w, h),
-        (left, top),
-        ((left, left + w), (top, top + h)),
-        shrink_by_area=max(height, width) > size,
-    )
-    to_out = CanvasMap(draws.scale, affine_offset(draws, size, size))
+    tile = Tile(sample, (w, h), (left, top), ((left, left + w), (top, top + h)))
+    boxes, polygons = _boxes_on_canvas(tile, size), _polygons_on_canvas([tile], size)
+    if max(height, width) > size:  # shrunk by area, as at test time
+        image = letterbox_resize(sample.image, plan)
+        tile = replace(tile, sample=replace(sample, image=image))
+    offset = affine_offset(draws, size, size)
     out = np.full((size, size, 3), FILL[0], np.uint8)
     if config.stage2_pad_quirk:
         (x0, x1), (y0, y1) = (
-            (max(round(o), 0), max(round(draws.scale * size + o), 0)) for o in to_out.offset
+            (max(round(o), 0), max(round(draws.scale * size + o), 0)) for o in offset
         )
         out[y0:y1, x0:x1] = FILL_QUIRK
-    drawn = draw_tile(out, tile, to_out)
-    maps = np.tile(np.array(drawn), (len(sample.labels), 1))
-    boxes = _boxes_on_canvas(tile, size)
-    polygons = _polygons_on_canvas([tile], size)
-    return labels_as_drawn(sample, out, boxes, sample.labels, polygons, maps)
-
-
-def _centre_on_pixel(centre: int, scale: float, offset: float, size: int) -> float:
-    """Offset that puts the seam between the pictures on a whole pixel, if the output shows it."""
-    at = scale * centre + offset
-    return offset + round(at) - at if 0 < at < size else offset
+    to_out = CanvasMap((draws.scale, draws.scale), offset)
+    draw_tile(out, tile, to_out)
+    return _to_output(sample, out, boxes, sample.labels, polygons, to_out)
 
 
 def _boxes_on_canvas(tile: Tile, canvas: int) -> np.ndarray:
@@ -194,8 +197,30 @@ def _polygons_on_canvas(tiles: Sequence[Tile], canvas: int) -> Polygons | None:
     return replace(joined, points=np.clip(joined.points, 0, canvas))
 
 
-def _outline(polygons: Polygons, ends: np.ndarray, i: int) -> np.ndarray:
-    return polygons.points[ends[i - 1] if i else 0 : ends[i]]
+def _to_output(
+    named: Sample,
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    polygons: Polygons | None,
+    to_out: CanvasMap,
+) -> Sample:
+    """Labels from canvas to output; objects of which hardly anything shows are dropped."""
+    size, scale, offset = image.shape[0], np.array(to_out.scale), np.array(to_out.offset)
+    boxes = (boxes * np.tile(scale, 2) + np.tile(offset, 2)).astype(np.float32)
+    if polygons is None:
+        visible, min_ratio = np.clip(boxes, 0, size), MIN_AREA_RATIO_PLAIN
+    else:
+        polygons = map_points(polygons, scale, offset)
+        visible, min_ratio = visible_boxes(polygons, size), MIN_AREA_RATIO_REFINED
+    keep = keep_boxes(visible, box_areas(boxes), min_ratio)
+    return replace(
+        named,
+        image=image,
+        boxes=visible[keep],
+        labels=labels[keep],
+        polygons=None if polygons is None else select(polygons, keep),
+    )
 
 
 # ---- mixup ----------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from yw_ray.data.geometry import (
     box_areas,
     keep_boxes,
     letterbox_image,
+    mirror_boxes,
     plan_letterbox,
     resize,
 )
@@ -134,8 +135,7 @@ def copy_paste(sample: Sample, chosen: np.ndarray) -> Sample:
     pasted = cv2.flip(mask, 1).astype(bool)
     image = sample.image.copy()
     image[pasted] = cv2.flip(sample.image, 1)[pasted]
-    boxes = sample.boxes[chosen]
-    boxes[:, 0::2] = width - boxes[:, 2::-2]
+    boxes = mirror_boxes(sample.boxes[chosen], width)
     mirrored = map_points(source, np.array((-1.0, 1.0)), np.array((width, 0.0)))
     return replace(
         sample,
