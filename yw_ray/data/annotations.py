@@ -72,7 +72,7 @@ def load_json(path: Path) -> dict[str, Any]:
     Raises: ValueError if the file cannot be read or is no JSON object.
     """
     try:
-        content = json.loads(path.read_bytes(), object_hook=_packed)
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_packed)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ValueError(f"cannot read annotations {path}: {reason}; check the path") from None
