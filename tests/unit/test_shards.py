@@ -1,6 +1,7 @@
 """Shards: what goes in comes out, damage is found, and nothing unfinished looks finished."""
 
 import dataclasses
+import errno
 import json
 import shutil
 import zlib
@@ -299,6 +300,17 @@ def test_two_writers_of_one_folder_and_foreign_content_are_refused(tmp_path: Pat
             pass
     (out / "letter").write_text("mine")
     with pytest.raises(ValueError, match="already holds something else"), publishing(out):
+        pass
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(ValueError, match="No space left"), publishing(tmp_path / "out") as folder:
+        (folder / "half").write_text("x")
+        raise full
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="file"), publishing(tmp_path / "file" / "out"):
         pass
 
 

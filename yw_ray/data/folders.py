@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 _log = logging.getLogger(__name__)
+_USERS_TO_MEND = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
@@ -42,8 +43,12 @@ def publishing(out: Path) -> Iterator[Path]:
             yield partial
             _sync(partial)
             os.replace(partial, out)  # an empty `out` is replaced, a filled one is an error
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno in _USERS_TO_MEND:
+                raise ValueError(
+                    f"cannot write {out}: {error.strerror}; nothing was kept"
+                ) from None
             raise
         _sync(out.parent)
 
@@ -52,7 +57,11 @@ def publishing(out: Path) -> Iterator[Path]:
 def _locked(out: Path) -> Iterator[None]:
     """Hold the lock file of `out`; it goes when the block ends, and its lock with the process."""
     path = out.parent / f".{out.name}.lock"
-    with path.open("w") as handle:
+    try:
+        handle = path.open("w")
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}; name another folder") from None
+    with handle:
         if not _try_lock(handle) or not _same_file(handle, path):
             raise ValueError(
                 f"another process is writing {out}: wait for it or name another folder"
