@@ -15,7 +15,7 @@ from yw_ray.models.backbone import TEXT_DIM
 from yw_ray.models.layers import ConvBnAct
 from yw_ray.models.running_max import dense_max, running_max
 
-DENSE_TEXTS = 32
+DENSE_TEXTS = 64
 """Up to this many texts the dense maximum is as cheap as the running one."""
 
 

@@ -3,7 +3,7 @@
 Place in the flow: called by the attention blocks of `fusion.py`.
 Source: max-sigmoid attention of YOLO-World (arXiv 2401.17270, section 3.3). The maximum is kept
 chunk by chunk and its gradient touches only the winning text of each pixel, so neither pass holds
-a (B, K, H, W) tensor; the gradients equal those of the dense form.
+a (B, K, H, W) tensor; values and gradients equal those of the dense form.
 """
 
 from typing import Any
@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 128
-"""Texts whose responses exist at one time."""
+_BLOCK = 16
+"""Texts of one block: block maxima are cheap, indices are sought in the winning block alone."""
+_MAX_CHUNK = 256
+_MAX_ELEMENTS = 2**25
+"""Responses that exist at one time, over the batch."""
 
 
 def dense_max(queries: Tensor, keys: Tensor) -> Tensor:
@@ -29,38 +32,63 @@ def dense_max(queries: Tensor, keys: Tensor) -> Tensor:
 
 def running_max(queries: Tensor, keys: Tensor) -> Tensor:
     """`dense_max` in chunks over K, with a gather/scatter backward; same shapes and values."""
-    if torch.is_autocast_enabled(queries.device.type):
-        dtype = torch.get_autocast_dtype(queries.device.type)
+    device = queries.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
         queries, keys = queries.to(dtype), keys.to(dtype)
-    if not (torch.is_grad_enabled() and (queries.requires_grad or keys.requires_grad)):
-        return _chunked_values(queries, keys)
-    return _RunningMax.apply(queries, keys)
-
-
-def _chunked_values(queries: Tensor, keys: Tensor) -> Tensor:
+    if torch.is_grad_enabled() and (queries.requires_grad or keys.requires_grad):
+        return _RunningMax.apply(queries, keys)
     best: Tensor | None = None
-    for chunk in keys.split(CHUNK, dim=2):
+    for chunk in keys.split(_chunk_size(queries), dim=2):
         values = (chunk @ queries).amax(dim=2)
         best = values if best is None else torch.maximum(best, values)
     assert best is not None
     return best
 
 
+def _chunk_size(queries: Tensor) -> int:
+    b, heads, _, pixels = queries.shape
+    blocks = _MAX_ELEMENTS // (b * heads * pixels) // _BLOCK
+    return _BLOCK * max(1, min(blocks, _MAX_CHUNK // _BLOCK))
+
+
+def _best_and_index(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Maximum over K and where it is: (B, h, N) values and int64 indices."""
+    b, heads, c, pixels = queries.shape
+    num_texts = keys.shape[2]
+    # Repeats of the last text fill the last block; they win nothing.
+    filler = keys[:, :, -1:].expand(-1, -1, -num_texts % _BLOCK, -1)
+    flat_keys = torch.cat([keys, filler], 2).flatten(0, 1)
+    flat_queries = queries.reshape(b * heads, c, pixels)
+    size = min(_chunk_size(queries), flat_keys.shape[1])
+    buffer = flat_queries.new_empty(size * b * heads * pixels)
+    best: Tensor | None = None
+    index: Tensor | None = None
+    start = 0
+    for chunk in flat_keys.split(size, dim=1):
+        # One buffer for all chunks: mapping fresh pages costs more than the products.
+        responses = buffer[: chunk.shape[1] * b * heads * pixels].view(b * heads, -1, pixels)
+        blocks = torch.bmm(chunk, flat_queries, out=responses).unflatten(1, (-1, _BLOCK))
+        values, block = blocks.amax(2).max(1)
+        rows = block[:, None, None].expand(-1, -1, _BLOCK, -1)
+        where = start + block * _BLOCK + blocks.gather(1, rows).squeeze(1).max(1).indices
+        if best is None or index is None:
+            best, index = values, where
+        else:
+            # Strictly greater: of equal responses the first text wins, as in the dense form.
+            better = values > best
+            best = torch.where(better, values, best)
+            index = torch.where(better, where, index)
+        start += chunk.shape[1]
+    assert best is not None and index is not None
+    index = index.clamp_(max=num_texts - 1)
+    return best.unflatten(0, (b, heads)), index.unflatten(0, (b, heads))
+
+
 class _RunningMax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor) -> Tensor:
-        best: Tensor | None = None
-        index: Tensor | None = None
-        for start in range(0, keys.shape[2], CHUNK):
-            values, where = (keys[:, :, start : start + CHUNK] @ queries).max(dim=2)
-            if best is None or index is None:
-                best, index = values, where
-            else:
-                # Strictly greater: of equal responses the first text wins, as in the dense form.
-                better = values > best
-                best = torch.where(better, values, best)
-                index = torch.where(better, where + start, index)
-        assert best is not None and index is not None
+        best, index = _best_and_index(queries, keys)
         ctx.save_for_backward(queries, keys, index)
         return best
 
