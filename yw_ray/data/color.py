@@ -66,11 +66,15 @@ def draw_hsv(rng: np.random.Generator, deltas: tuple[float, float, float]) -> np
 def hsv(image: np.ndarray, gains: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 BGR with the 8-bit hue, saturation and value multiplied by `gains`."""
     levels = np.arange(256, dtype=np.float64)
-    table = np.empty((1, 256, 3), np.uint8)
-    table[0, :, 0] = ((levels * gains[0]) % 180).astype(np.uint8)
-    table[0, :, 1] = np.clip(levels * gains[1], 0, 255).astype(np.uint8)
-    table[0, :, 2] = np.clip(levels * gains[2], 0, 255).astype(np.uint8)
-    changed = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2HSV), table)
+    tables = (
+        (levels * gains[0]) % 180,
+        np.clip(levels * gains[1], 0, 255),
+        np.clip(levels * gains[2], 0, 255),
+    )
+    planes = cv2.split(cv2.cvtColor(image, cv2.COLOR_BGR2HSV))
+    for plane, table in zip(planes, tables, strict=True):
+        cv2.LUT(plane, table.astype(np.uint8), dst=plane)
+    changed = cv2.merge(planes)
     vectors = changed.shape[1] - changed.shape[1] % _VECTOR_PIXELS
     if vectors == changed.shape[1]:
         return _to_bgr_by_vectors(changed)
