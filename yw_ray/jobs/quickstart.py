@@ -33,7 +33,7 @@ from yw_ray.recipe import (
     TrackingConfig,
 )
 
-NUM_TRAIN, NUM_VAL, IMAGE_SIZE = 640, 150, 160
+NUM_TRAIN, NUM_VAL, IMAGE_SIZE = 800, 150, 160
 
 
 def quickstart_recipe(storage: Path, workers: int = 2) -> Recipe:
