@@ -82,10 +82,12 @@ def test_class_loss_without_foreground_is_softplus_of_everything() -> None:
 def test_class_loss_in_small_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = levels(5, 4)
     image, anchor, label, score = foreground(5, 4, 9)
-    whole = class_loss(logits, torch.ones(5), image, anchor, label, score)
-    monkeypatch.setattr("yw_ray.losses.classes._CHUNK", 50)
-    parts = class_loss(logits, torch.ones(5), image, anchor, label, score)
-    torch.testing.assert_close(parts, whole)
+    scale, text_mask = torch.arange(5.0), (torch.rand(5, 4) > 0.5).float()
+    args = (logits, scale, image, anchor, label, score, text_mask)
+    whole = class_loss(*args)
+    for chunk in (250, 50, 1):  # two images, some rows, one row at a time
+        monkeypatch.setattr("yw_ray.losses.classes._CHUNK_CPU", chunk)
+        torch.testing.assert_close(class_loss(*args), whole)
 
 
 def test_distribution_focal_loss_is_cross_entropy_on_a_whole_bin() -> None:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_CHUNK = 1 << 23
+_CHUNK_CPU, _CHUNK_GPU = 1 << 20, 1 << 25
+"""Logits looked at together: what a core's cache holds, or enough to keep a GPU busy."""
 
 
 def class_at(
@@ -40,6 +41,22 @@ def class_at(
     return picked
 
 
+def _softplus_sums(logits: Tensor, text_mask: Tensor | None) -> Tensor:
+    """(B, K, h, w) -> (B,) float32, a few images or rows at a time."""
+    batch, classes, height, width = logits.shape
+    chunk = _CHUNK_CPU if logits.device.type == "cpu" else _CHUNK_GPU
+    rows = min(height, max(1, chunk // (classes * width)))
+    images = max(1, chunk // (classes * width * height))
+    sums = torch.zeros(batch, device=logits.device)
+    for i in range(0, batch, images):
+        for row in range(0, height, rows):
+            part = F.softplus(logits[i : i + images, :, row : row + rows].float())
+            if text_mask is not None:
+                part *= text_mask[i : i + images, :, None, None]
+            sums[i : i + images] += part.sum((1, 2, 3))
+    return sums
+
+
 class _LevelCrossEntropy(torch.autograd.Function):
     """sum_b scale_b * sum softplus(logits_b) - sum_f factor_f * logits[positive_f], one level."""
 
@@ -56,15 +73,9 @@ class _LevelCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         width = logits.shape[3]
         index = (image, label, cell // width, cell % width)
-        step = max(1, _CHUNK // logits[0].numel())
-        sums = []
-        for first in range(0, len(logits), step):
-            part = F.softplus(logits[first : first + step].float())
-            if text_mask is not None:
-                part = part * text_mask[first : first + step, :, None, None]
-            sums.append(part.sum((1, 2, 3)))
+        sums = _softplus_sums(logits, text_mask)
         ctx.save_for_backward(logits, scale, factor, *index, text_mask)
-        return (torch.cat(sums) * scale).sum() - (logits[index].float() * factor).sum()
+        return (sums * scale).sum() - (logits[index].float() * factor).sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
