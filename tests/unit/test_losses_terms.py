@@ -192,6 +192,6 @@ def test_mask_loss_without_foreground_is_zero_and_attached() -> None:
     none = torch.zeros(0, dtype=torch.long)
     protos.requires_grad_()
     loss = mask_loss(coeffs, protos, none, none, boxes, masks, (64, 96))
-    assert float(loss) == 0
+    assert loss.item() == 0
     (gradient,) = torch.autograd.grad(loss, protos)
     assert not gradient.any()

@@ -76,7 +76,8 @@ def pairs_inside(
     anchor = starts[level] + row * cells[level, 0] + column
     centre = (torch.stack((column, row), 1) + 0.5) * stride[level, None]
     box = boxes[target]
-    inside = torch.minimum(centre - box[:, :2], box[:, 2:] - centre).amin(1) > 1e-9
+    sides = torch.minimum(centre - box[:, :2], box[:, 2:] - centre)
+    inside = (sides.amin(1) > 1e-9).nonzero().squeeze(1)
     return target[inside], anchor[inside]
 
 
@@ -144,7 +145,7 @@ def assign(
 
     target, anchor = pairs_inside(boxes, shapes, strides)
     _, metric = overlap_and_metric(image_index[target], anchor, target)
-    useful = metric > 0
+    useful = (metric > 0).nonzero().squeeze(1)
     target, anchor, metric = target[useful], anchor[useful], metric[useful]
     chosen = _best_per_target(metric, target, num_targets, top_k)
     target, anchor = target[chosen], anchor[chosen]

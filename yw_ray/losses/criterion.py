@@ -81,8 +81,15 @@ class Criterion:
         Raises: ValueError if groups does not divide the number of images, or if mask outputs
             meet a batch without masks.
         """
+        num_images = len(outputs.cls_logits[0])
+        if num_images % groups:
+            raise ValueError(f"groups {groups} must divide the {num_images} images of the batch")
         with torch.autocast(outputs.cls_logits[0].device.type, enabled=False):
-            return self._terms(outputs, batch, groups, text_mask)
+            fg = self.assign(outputs, batch)
+            terms = self.terms(outputs, batch, fg, num_images // groups, text_mask)
+        total = torch.stack(list(terms.values())).sum()
+        positives = torch.tensor(len(fg.anchor), device=fg.anchor.device)
+        return {**terms, "total": total, "num_positives": positives}
 
     def assign(self, outputs: RawOutputs, batch: Targets) -> Assignment:
         """Foreground anchor points of the batch; no gradient."""
@@ -98,17 +105,21 @@ class Criterion:
                 self.strides,
             )
 
-    def _terms(
-        self, outputs: RawOutputs, batch: Targets, groups: int, text_mask: Tensor | None
+    def terms(
+        self,
+        outputs: RawOutputs,
+        batch: Targets,
+        fg: Assignment,
+        per_group: int,
+        text_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        num_images = len(outputs.cls_logits[0])
-        if num_images % groups:
-            raise ValueError(f"groups {groups} must divide the {num_images} images of the batch")
-        per_group = num_images // groups
-        fg = self.assign(outputs, batch)
+        """Weighted terms for a given foreground; compiles as one graph but for the mask term.
 
+        Args: per_group: images of each group. Others as in `__call__`.
+        """
         # Normaliser of each group, and the factor images / normaliser of each foreground anchor.
         group = fg.image // per_group
+        groups = len(outputs.cls_logits[0]) // per_group
         norm = fg.weight.new_zeros(groups).index_add(0, group, fg.weight).clamp(min=1)
         factor = fg.weight * (per_group / norm)[group]
 
@@ -138,9 +149,7 @@ class Criterion:
         }
         if outputs.mask_coeffs is not None:
             terms["loss_mask"] = self.mask_weight * self._mask_term(outputs, batch, fg, per_group)
-        total = torch.stack(list(terms.values())).sum()
-        positives = torch.tensor(len(fg.anchor), device=fg.anchor.device)
-        return {**terms, "total": total, "num_positives": positives}
+        return terms
 
     def _mask_term(
         self, outputs: RawOutputs, batch: Targets, fg: Assignment, per_group: int
