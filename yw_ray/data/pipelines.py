@@ -34,7 +34,8 @@ def load(record: Record, mask_refine: bool) -> Sample:
     Crowd objects are always dropped.
     Raises: ValueError for bytes that do not decode, or to another size than the row says.
     """
-    image = cv2.imdecode(np.frombuffer(record.jpeg, np.uint8), cv2.IMREAD_COLOR)
+    coded = np.frombuffer(record.jpeg, np.uint8)
+    image = cv2.imdecode(coded, cv2.IMREAD_COLOR) if len(coded) else None
     if image is None:
         raise ValueError(
             f"image {record.image_id}: {len(record.jpeg)} bytes do not decode, expected a JPEG or "

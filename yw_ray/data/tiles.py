@@ -156,8 +156,9 @@ def draw_cut_out(out: np.ndarray, tile: Tile, outline: np.ndarray, to_out: Canva
     (x0, y0), (x1, y1) = low, high
     maps = [_picture_to_output(tile, to_out, axis) for axis in (0, 1)]
     patch = _warp(tile.sample.image, maps, [(x0, x1), (y0, y1)])
-    mask = np.zeros(patch.shape[:2], np.uint8)
-    # The drawing function takes whole numbers for the middle of a pixel.
-    fixed = np.round((points - low - 0.5) * (1 << _SUBPIXEL_BITS)).astype(np.int32)
+    # A margin of one pixel: the drawing function smears along the border it clips at. And it takes
+    # whole numbers for the middle of a pixel.
+    mask = np.zeros((y1 - y0 + 2, x1 - x0 + 2), np.uint8)
+    fixed = np.round((points - low + 0.5) * (1 << _SUBPIXEL_BITS)).astype(np.int32)
     cv2.fillPoly(mask, [fixed], (1,), shift=_SUBPIXEL_BITS)
-    cv2.copyTo(patch, mask, dst=out[y0:y1, x0:x1])
+    cv2.copyTo(patch, mask[1:-1, 1:-1], dst=out[y0:y1, x0:x1])
