@@ -86,6 +86,22 @@ def parse(kind: Any, args: list[str], *, default: Any = None, prog: str | None =
     return value
 
 
+def _flags(args: list[str], recipe: Recipe) -> list[str]:
+    """`--augment.mosaic False`, the words of a sweep or a table, as tyro's `--augment.no-mosaic`."""
+    switches = {
+        "--" + k.replace("_", "-") for k, v in to_dotted(recipe).items() if isinstance(v, bool)
+    }
+    out: list[str] = []
+    for word in args:
+        if out and out[-1] in switches and word.lower() in ("true", "false"):
+            if word.lower() == "false":
+                head, dot, tail = out[-1].removeprefix("--").rpartition(".")
+                out[-1] = f"--{head}{dot}no-{tail}"
+            continue
+        out.append(word)
+    return out
+
+
 def _option_names(default: Any) -> list[str]:
     if isinstance(default, Command):
         flags = [key for key in Command.model_fields if key != "recipe"]
@@ -141,7 +157,7 @@ def smoke(recipe: Recipe) -> Recipe:
 def _main(recipe: Recipe, args: list[str]) -> int:
     if "--smoke" in args:  # before overrides, so that these have the last word
         recipe = smoke(recipe)
-    command = parse(Command, args, default=Command(recipe=recipe))
+    command = parse(Command, _flags(args, recipe), default=Command(recipe=recipe))
     if science(command.recipe) != science(recipe):  # another experiment than the published row
         recipe = with_overrides(command.recipe, {"published": {}})
     else:
