@@ -101,10 +101,10 @@ def main() -> None:
         assert torch.equal(fg.target, wanted), "anchors belong to other objects than in the peer"
 
         seconds = interleave({"pairs": ours, "dense": dense}, repeats=9)
-        share = {"objects": objects, "positives": len(fg.anchor)}
-        report(f"b06_assign_g{objects}", seconds["pairs"], seconds["dense"], 4.0, **share)
-        peaks = [(peak_mb(ours), peak_mb(dense)) for _ in range(5)]
-        report_peak(f"b06_assign_g{objects}_peak", *map(list, zip(*peaks, strict=True)), 5.0)
+        name = f"b06_assign_g{objects}"
+        report(name, seconds["pairs"], seconds["dense"], 4.0, positives=len(fg.anchor))
+        pairs_mb, dense_mb = ([peak_mb(call) for _ in range(5)] for call in (ours, dense))
+        report_peak(f"{name}_peak", pairs_mb, dense_mb, 5.0)
 
 
 if __name__ == "__main__":

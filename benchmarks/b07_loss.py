@@ -57,7 +57,7 @@ def main() -> None:
 
         def ours(
             logits: tuple[Tensor, ...] = logits,
-            args: tuple[Tensor, ...] = (image, anchor, label),
+            args: tuple[Tensor, Tensor, Tensor] = (image, anchor, label),
             scale: Tensor = scale,
             weight: Tensor = weight,
         ) -> tuple[Tensor, ...]:
@@ -73,12 +73,10 @@ def main() -> None:
         for got, want in zip(ours(), dense(), strict=True):
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
         seconds = interleave({"sparse": ours, "dense": dense}, repeats=7)
-        threshold = 1.5 if classes == 1203 else 1.0
-        report(f"b07_loss_k{classes}", seconds["sparse"], seconds["dense"], threshold)
-        peaks = [(peak_mb(ours), peak_mb(dense)) for _ in range(5)]
-        threshold = 4.0 if classes == 1203 else 1.0
-        name = f"b07_loss_k{classes}_peak"
-        report_peak(name, *map(list, zip(*peaks, strict=True)), threshold)
+        name, large = f"b07_loss_k{classes}", classes == 1203
+        report(name, seconds["sparse"], seconds["dense"], 1.5 if large else 1.0)
+        sparse_mb, dense_mb = ([peak_mb(call) for _ in range(5)] for call in (ours, dense))
+        report_peak(f"{name}_peak", sparse_mb, dense_mb, 4.0 if large else 1.0)
 
 
 if __name__ == "__main__":

@@ -181,6 +181,17 @@ def test_half_precision_outputs_and_autocast_are_computed_in_float32() -> None:
         torch.testing.assert_close(got[name], want[name], rtol=1e-5, atol=1e-5)
 
 
+def test_a_diverged_model_gives_a_loss_that_is_not_finite_instead_of_an_error() -> None:
+    outputs, batch = make_outputs(2, 5, masks=True), make_batch([3, 2], 5, masks=True)
+    for bad in (float("nan"), float("inf")):
+        broken = RawOutputs(*(_filled(part, bad) for part in outputs[:3]), outputs.protos)
+        assert not Criterion()(broken, batch)["total"].isfinite()
+
+
+def _filled(parts: tuple[Tensor, ...] | None, value: float) -> tuple[Tensor, ...]:
+    return tuple(torch.full_like(p, value) for p in parts or ())
+
+
 def test_the_mask_term_is_not_multiplied_by_the_number_of_images() -> None:
     torch.manual_seed(3)
     outputs, batch = make_outputs(3, 5, masks=True), make_batch([2, 2, 2], 5, masks=True)

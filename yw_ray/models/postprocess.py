@@ -27,7 +27,8 @@ from yw_ray.models.outputs import Detections, RawOutputs
 from yw_ray.recipe import EvalConfig
 
 _FIRST_PREFIX = 1000
-_MASK_CHUNK_PIXELS = 1 << 23
+_MASK_PIXELS_CPU, _MASK_PIXELS_GPU = 1 << 21, 1 << 26
+"""Pixels of masks made together: what a core's cache helps with, or what keeps a GPU busy."""
 
 
 class Fit(Protocol):
@@ -47,19 +48,33 @@ class Fit(Protocol):
 
 
 class Candidates(NamedTuple):
-    """P (anchor point, class) pairs of one image: logits (P,) float32, labels, anchors (P,)."""
+    """P (anchor point, class) pairs of one image.
+
+    logits: (P,) float32; pairs: (P,) int64, anchor * classes + label.
+    """
 
     logits: Tensor
-    labels: Tensor
-    anchors: Tensor
+    pairs: Tensor
+    classes: int
+
+    @property
+    def anchors(self) -> Tensor:
+        """(P,) int64 among the N anchor points."""
+        return self.pairs // self.classes
+
+    @property
+    def labels(self) -> Tensor:
+        """(P,) int64 among the K classes."""
+        return self.pairs % self.classes
+
+    @property
+    def scores(self) -> Tensor:
+        """(P,) float32 class probabilities; by way of float64, so that they keep the order."""
+        return self.logits.double().sigmoid().float()
 
     def take(self, index: Tensor) -> Candidates:
         """The candidates of given positions."""
-        return Candidates(self.logits[index], self.labels[index], self.anchors[index])
-
-    def scores(self) -> Tensor:
-        """Class probabilities (P,) float32; by way of float64, so that they keep the order."""
-        return self.logits.double().sigmoid().float()
+        return Candidates(self.logits[index], self.pairs[index], self.classes)
 
 
 @torch.no_grad()
@@ -132,7 +147,7 @@ def postprocess(
             Detections(
                 image_id=int(image_id),
                 boxes=clip_boxes(found, fit.original_size).cpu().numpy(),
-                scores=kept.scores().cpu().numpy(),
+                scores=kept.scores.cpu().numpy(),
                 labels=kept.labels.cpu().numpy(),
                 masks=masks,
             )
@@ -168,21 +183,23 @@ def find_candidates(
         multi_label: otherwise only the best class of each anchor point.
     """
     limit = math.log(threshold / (1 - threshold)) if threshold else -math.inf
-    parts = []
+    classes = len(cls_logits[0])
+    logits, pairs = [], []
     start = 0
     for level in cls_logits:
-        logits = level.flatten(1).T.float()
-        if multi_label and logits.shape[1] > 1:
-            above = logits > limit
-            cells, labels = above.nonzero(as_tuple=True)
-            found = logits[above]
+        flat = level.flatten(1).T.float()
+        if multi_label and classes > 1:
+            flat = flat.flatten()
+            pair = (flat > limit).nonzero().squeeze(1)
+            logits.append(flat.index_select(0, pair))
         else:
-            best, label = logits.max(1)
-            cells = (best > limit).nonzero().squeeze(1)
-            labels, found = label[cells], best[cells]
-        parts.append((found, labels, cells + start))
-        start += len(logits)
-    return Candidates(*(torch.cat(part) for part in zip(*parts, strict=True)))
+            best, label = flat.max(1)
+            cell = (best > limit).nonzero().squeeze(1)
+            pair = cell * classes + label[cell]
+            logits.append(best[cell])
+        pairs.append(pair + start)
+        start += level[0].numel() * classes
+    return Candidates(torch.cat(logits), torch.cat(pairs), classes)
 
 
 def best_first(scores: Tensor, k: int) -> Tensor:
@@ -259,7 +276,8 @@ def paste_masks(
     size = fit.original_size
     cols = torch.arange(width, device=boxes.device)
     rows = torch.arange(height, device=boxes.device)
-    step = max(1, _MASK_CHUNK_PIXELS // max(height * width, size[0] * size[1]))
+    chunk = _MASK_PIXELS_CPU if boxes.device.type == "cpu" else _MASK_PIXELS_GPU
+    step = max(1, chunk // max(height * width, size[0] * size[1]))
     encoded: list[dict[str, Any]] = []
     for coeff, box in zip(coeffs.split(step), boxes.split(step), strict=True):
         probs = (coeff.float() @ protos.float().flatten(1)).sigmoid()
@@ -269,9 +287,12 @@ def paste_masks(
         x1, y1, x2, y2 = box[:, :, None].unbind(1)
         inside_cols = (cols >= x1) & (cols < x2)
         inside_rows = (rows >= y1) & (rows < y2)
-        masks = masks * inside_cols[:, None] * inside_rows[:, :, None]
+        masks *= inside_cols[:, None]
+        masks *= inside_rows[:, :, None]
         masks = masks[:, top : height - bottom, left : width - right]
-        if fast:
+        if masks.shape[1:] == size:  # a resize to its own size changes no bit
+            final = masks > threshold
+        elif fast:
             masks = F.interpolate(masks[None], size, mode="bilinear", align_corners=False)[0]
             final = masks > threshold
         else:
