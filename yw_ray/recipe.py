@@ -139,7 +139,7 @@ class ScheduleConfig(BaseModel):
         if self.close_mosaic_epochs > self.epochs:
             raise ValueError(
                 f"schedule.close_mosaic_epochs {self.close_mosaic_epochs} exceeds "
-                f"schedule.epochs {self.epochs}"
+                f"schedule.epochs {self.epochs}; lower it too"
             )
         return self
 

@@ -87,7 +87,7 @@ def parse(kind: Any, args: list[str], *, default: Any = None, prog: str | None =
 
 
 def _flags(args: list[str], recipe: Recipe) -> list[str]:
-    """`--augment.mosaic False`, the words of a sweep or a table, as tyro's `--augment.no-mosaic`."""
+    """`--augment.mosaic False`, the words of a table, as tyro's `--augment.no-mosaic`."""
     switches = {
         "--" + k.replace("_", "-") for k, v in to_dotted(recipe).items() if isinstance(v, bool)
     }

@@ -28,6 +28,9 @@ from yw_ray.recipe import Recipe, science, to_dotted, with_overrides
 from yw_ray.tracking.mlflow_run import TrackedRun, open_run
 from yw_ray.tracking.store import resolve_uri
 
+ROOT_VARIABLE = "YW_RAY_ROOT"
+"""Environment variable: the folder that relative paths of a recipe start from."""
+
 _WHOLE_VAL = {"coco": 5000, "lvis": 19809}
 """Images of COCO val2017 and LVIS v1 val: on anything else a figure is nobody's row."""
 
@@ -88,17 +91,25 @@ def run(recipe: Recipe, console: Console | None = None) -> RunResult:
 
 
 def absolute_paths(recipe: Recipe) -> Recipe:
-    """Paths as every worker can use them; a worker's current folder is not the driver's."""
-    changes: dict[str, Any] = {
-        key: str(Path(value).expanduser().resolve())
-        for key, value in (
-            ("data.train", recipe.data.train),
-            ("data.val", recipe.data.val),
-            ("tracking.storage", recipe.tracking.storage),
-            ("init_from", recipe.init_from),
-        )
-        if value is not None
-    }
+    """Paths as every worker can use them; a worker's current folder is not the driver's.
+
+    Relative paths start from `YW_RAY_ROOT`, else from the current folder.
+    Raises: ValueError inside a Ray job without it: there the current folder is a copy that goes.
+    """
+    root = Path(os.environ.get(ROOT_VARIABLE) or Path.cwd())
+    changes: dict[str, Any] = {}
+    for key in ("data.train", "data.val", "tracking.storage", "init_from"):
+        value = to_dotted(recipe)[key]
+        if value is None:
+            continue
+        path = Path(value).expanduser()
+        if not path.is_absolute() and "_ray_pkg_" in str(root):
+            raise ValueError(
+                f"{key}: {value} is relative, and a job's own folder is deleted with it; give an "
+                f"absolute path, or set {ROOT_VARIABLE} to a shared folder in the job's "
+                'runtime environment ({"env_vars": {...}})'
+            )
+        changes[key] = str((root / path).resolve())
     return with_overrides(recipe, changes)
 
 

@@ -1,0 +1,122 @@
+"""Every command of the README, run as it stands there, in its order."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from yw_ray.data.synth import write_world
+
+pytestmark = pytest.mark.e2e
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+def commands() -> list[str]:
+    text = (ROOT / "README.md").read_text()
+    return [
+        line
+        for block in re.findall(r"```bash\n(.*?)```", text, re.S)
+        for line in block.splitlines()
+        if line.strip()
+    ]
+
+
+def make_recipe(target: str) -> list[str]:
+    """What `make TARGET` runs, after the environment is made."""
+    made = subprocess.run(
+        ["make", "-n", "-o", "venv", target], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return made.stdout.strip().splitlines()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder: the experiments, and a world laid out like COCO."""
+    here = tmp_path_factory.mktemp("user")
+    (here / "experiments").symlink_to(ROOT / "experiments")
+    write_world(here / "world", num_train=32, num_val=16, image_size=64, seed=5)
+    (here / "coco" / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        shutil.move(here / "world" / split, here / "coco" / f"{split}2017")
+        source = here / "world" / "annotations" / f"{split}.json"
+        shutil.copy(source, here / "coco" / "annotations" / f"instances_{split}2017.json")
+    truth = json.loads((here / "coco" / "annotations" / "instances_val2017.json").read_text())
+    found = [
+        {**{k: a[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.5}
+        for a in truth["annotations"]
+        if not a["iscrowd"]
+    ]
+    shutil.copy(here / "coco/annotations/instances_val2017.json", here / "ground_truth.json")
+    (here / "detections.json").write_text(json.dumps(found))
+    return here
+
+
+def run(command: str, folder: Path, *more: str) -> str:
+    words = shlex.split(command)
+    words[0] = words[0].replace(".venv/bin", str(BIN))
+    if words[0] == "ray":
+        words[0] = str(BIN / "ray")
+    done = subprocess.run([*words, *more], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def test_make_quickstart_learns_within_its_promise(folder: Path, ray_cluster) -> None:
+    assert "make quickstart" in commands()
+    (line,) = make_recipe("quickstart")
+    assert line == ".venv/bin/yw-ray quickstart"
+    out = run(line, folder)
+    report = json.loads((folder / "runs" / "quickstart" / "result.json").read_text())
+    assert report["base"]["AP50"] >= 0.50 and report["base"]["AP"] >= 0.30
+    assert report["novel"]["AP50"] >= 0.15 > report["untrained"]["novel"]["AP50"]
+    assert report["mlflow_run_id"] and report["images_per_s"] > 0
+    assert "stand-in" in out and "images/s" in out and "data wait" in out and "left" in out
+    assert "nothing to do" in run(line, folder)
+
+
+def test_make_test_runs_this_suite() -> None:
+    assert "make test" in commands()
+    assert make_recipe("test")[-1].endswith(".venv/bin/pytest -q")
+
+
+def test_the_interface_serves_the_recorded_run(folder: Path) -> None:
+    (command,) = [c for c in commands() if " ui " in c]
+    port = 5000
+    with subprocess.Popen(
+        [BIN / "yw-ray", *shlex.split(command)[1:]], cwd=folder, stdout=subprocess.DEVNULL
+    ) as server:
+        try:
+            end = time.monotonic() + 120
+            while True:
+                assert server.poll() is None and time.monotonic() < end
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+                        assert answer.status == 200
+                        break
+                except OSError:
+                    time.sleep(0.5)
+        finally:
+            server.send_signal(2)
+
+
+def test_every_other_command_of_the_readme_runs(folder: Path, ray_cluster) -> None:
+    elsewhere = ("make ", " ui ")
+    for command in commands():
+        if any(word in command for word in elsewhere):
+            continue
+        if command.startswith("ray job submit"):  # the row itself needs GPUs and weights
+            os.environ["RAY_API_SERVER_ADDRESS"] = ray_cluster.dashboard
+            assert "coco_v2_s" in run(command, ROOT, "--dry-run")
+        elif command.endswith("--smoke"):
+            run(command, folder, "--data.image-size", "64", "--data.max-train-images", "16")
+        else:
+            run(command, folder)
