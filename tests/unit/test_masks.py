@@ -89,7 +89,7 @@ def test_merging_keeps_every_vertex_and_the_box() -> None:
 
 def test_four_parts_are_walked_out_and_home_again() -> None:
     corner = np.array([[0, 0], [4, 0], [4, 3], [0, 3]], np.float32)
-    parts = [(corner + (10 * i, 0)).ravel().tolist() for i in range(4)]
+    parts = [(corner + np.array([10 * i, 0])).ravel().tolist() for i in range(4)]
     merged = masks.merge_parts(masks.polygons_from_coco([parts]))
     owners = merged.points[:, 0].astype(int) // 10
     visits = owners[np.concatenate(([True], np.diff(owners) != 0))]
