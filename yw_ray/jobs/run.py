@@ -31,6 +31,9 @@ from yw_ray.tracking.store import resolve_uri
 ROOT_VARIABLE = "YW_RAY_ROOT"
 """Environment variable: the folder that relative paths of a recipe start from."""
 
+CLASSES_SHOWN = 20
+"""Classes printed; all of them are in `table.md` and in MLflow."""
+
 _WHOLE_VAL = {"coco": 5000, "lvis": 19809}
 """Images of COCO val2017 and LVIS v1 val: on anything else a figure is nobody's row."""
 
@@ -283,6 +286,7 @@ def _report(
     start, final = tables_of(run_dir, recipe)
     console.print(start.rich_table(title=f"{recipe.name}: before training"))
     console.print(final.rich_table(title=f"{recipe.name}: after training"))
+    console.print(final.rich_per_class(title="Per class, most objects first", limit=CLASSES_SHOWN))
     console.print(f"tables, pictures and checkpoints: {run_dir}")
     if recipe.tracking.uri is None:
         console.print(f"compare runs in MLflow: yw-ray ui --storage {_short(run_dir.parent)}")

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -50,11 +50,12 @@ def train_worker(recipe: Recipe, run_dir: Path, place: Place) -> dict[str, Any]:
     record = RunRecord(recipe, run_dir, place, plan, train_set, val_set)
     model = initial_model(recipe, vocabulary)
     parts = build_parts(recipe, model, place, plan, vocabulary)
+    average = cast(YoloWorld, parts.ema.module)
     cursor = resume(parts, run_dir)
     record.event("start", world=place.world, epoch=cursor.epoch, step=cursor.step)
     if cursor == Cursor():
         record.text("freeze.txt", describe_freeze(model, parts.freeze))
-        record.validate(parts.ema.module, 0)
+        record.validate(average, 0)
     close_from = recipe.schedule.epochs - recipe.schedule.close_mosaic_epochs
     for epoch in range(cursor.epoch, recipe.schedule.epochs):
         first_step = cursor.step if epoch == cursor.epoch else 0
@@ -64,13 +65,13 @@ def train_worker(recipe: Recipe, run_dir: Path, place: Place) -> dict[str, Any]:
             steps_per_epoch=plan.steps_per_epoch,
             on_log=record.step,
         )
-        place.average_buffers(parts.model, parts.ema.module)
+        place.average_buffers(parts.model, average)
         number, last = epoch + 1, epoch + 1 == recipe.schedule.epochs
         if last or number % recipe.compute.checkpoint_every_epochs == 0:
             record.save(parts, Cursor(number, 0))
         metrics: dict[str, float] = {}
         if last or number % recipe.eval.every_epochs == 0 or number > close_from:
-            metrics = record.validate(parts.ema.module, number)
+            metrics = record.validate(average, number)
         place.report({"epoch": number, **metrics})
     return {
         "steps": recipe.schedule.epochs * plan.steps_per_epoch,
