@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from tyro.conf import Positional
+
 
 def prepare_coco(
     images: Path,
@@ -95,8 +97,12 @@ def prepare_synth(
     )
 
 
-def verify(data: Path) -> None:
-    """Check every shard of a prepared folder against its manifest."""
+def verify(data: Positional[Path]) -> None:
+    """Check every shard of a prepared folder against its manifest.
+
+    Args:
+        data: the folder.
+    """
     from yw_ray.data.shards import verify_dataset
 
     manifest = verify_dataset(data)
@@ -104,7 +110,7 @@ def verify(data: Path) -> None:
 
 
 def evaluate(
-    checkpoint: Path,
+    checkpoint: Positional[Path],
     data: Path | None = None,
     out: Path | None = None,
     workers: int = 0,

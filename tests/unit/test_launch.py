@@ -196,8 +196,8 @@ def test_bad_commands_files_and_folders_are_one_line(
         (["score", "--gt", "/nowhere.json", "--dt", "/nowhere.json"], "/nowhere.json"),
         (["score", "--gt", str(tmp_path / "a.json")], "--dt"),
         (["ui", "--storage", str(tmp_path)], "mlflow.db"),
-        (["verify", "--data", str(tmp_path)], "manifest"),
-        (["evaluate", "--checkpoint", str(tmp_path)], "manifest"),
+        (["verify", str(tmp_path)], "manifest"),
+        (["evaluate", str(tmp_path)], "manifest"),
         ([*good[:3], "/nowhere", *good[4:]], "/nowhere"),
         ([*good[:5], str(tmp_path / "b.json"), *good[6:]], "b.json"),
     ):
