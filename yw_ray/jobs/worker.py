@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import cv2
 import torch
 from torch import nn
 
@@ -43,6 +44,7 @@ def train_worker(recipe: Recipe, run_dir: Path, place: Place) -> dict[str, Any]:
     Returns: rank 0's summary: steps, seconds of this attempt, workers.
     """
     begin = time.perf_counter()
+    cv2.setNumThreads(0)  # the augment threads are the parallelism
     train_set = load_manifest(Path(recipe.data.train))
     val_set = load_manifest(Path(recipe.data.val))
     vocabulary = Vocabulary.from_classes(train_set.classes)
