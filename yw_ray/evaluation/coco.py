@@ -20,7 +20,7 @@ import numpy as np
 from yw_ray.evaluation import lvis
 from yw_ray.evaluation.ap_table import ApTable
 from yw_ray.evaluation.ground_truth import (
-    Rows,
+    Results,
     as_results,
     check_categories,
     check_outline,
@@ -95,8 +95,8 @@ def evaluate_tables(
     check_categories(category_ids, categories)
     judged = judged_images(image_ids, known)
     results = as_results(detections, category_ids, kind, known, image_ids)
-    rows = results.rows(as_array=engine != "lvis")
-    tables = run_engine(truth, rows, kind, style, engine, judged)
+    found = results if engine == "hotcoco" else results.dicts()
+    tables = run_engine(truth, found, kind, style, engine, judged)
     return tables, protocol_of(tables, category_ids, judged, engine)
 
 
@@ -143,14 +143,24 @@ def check_engine(kind: str, style: str, engine: str) -> None:
 
 
 def run_engine(
-    truth: Any, rows: Rows, kind: str, style: str, engine: str, judged: list[int]
+    truth: Any,
+    found: Results | list[dict[str, Any]],
+    kind: str,
+    style: str,
+    engine: str,
+    judged: list[int],
 ) -> EvalTables:
-    """Call the engine on ground truth in its own form: a hotcoco.COCO, or the json tree."""
+    """Call the engine.
+
+    Args: truth: in the engine's own form, from `load_truth`; found: COCO results, or columns,
+    which hotcoco alone takes.
+    """
     if engine == "hotcoco":
-        return _hotcoco(truth, rows, kind, style, judged)
+        return _hotcoco(truth, _load_results(truth, found), kind, style, judged)
+    assert isinstance(found, list), f"{engine} reads COCO results"
     if engine == "pycocotools":
-        return _pycocotools(truth, rows, kind, judged)
-    return lvis.lvis_tables(truth, rows, kind, judged)
+        return _pycocotools(truth, found, kind, judged)
+    return lvis.lvis_tables(truth, found, kind, judged)
 
 
 def load_hotcoco(source: Path | Mapping[str, Any], style: str) -> Any:
@@ -179,10 +189,24 @@ def load_hotcoco(source: Path | Mapping[str, Any], style: str) -> Any:
     return truth
 
 
-def _hotcoco(truth: Any, rows: Rows, kind: str, style: str, judged: list[int]) -> EvalTables:
+def _load_results(truth: Any, found: Results | list[dict[str, Any]]) -> Any:
+    """Detections as a hotcoco.COCO; columns need no Python object for each detection."""
     import hotcoco
 
-    found = truth.load_res(rows)
+    if isinstance(found, list):
+        return truth.load_res(found)
+    if not found.masks:
+        return truth.load_res(found.array())
+    loaded = truth.load_res(found.array(), segmentation=found.masks)
+    # It takes the area of the boxes; masks are to be judged by their own.
+    ids = np.arange(1, len(found) + 1)
+    loaded.update_anns(ids=ids, area=np.asarray(hotcoco.mask.area(found.masks), np.float64))
+    return loaded
+
+
+def _hotcoco(truth: Any, found: Any, kind: str, style: str, judged: list[int]) -> EvalTables:
+    import hotcoco
+
     if style == "lvis":
         truth, found = _as_lvis_reads(truth, found)
     judge = hotcoco.COCOeval(truth, found, kind, lvis_style=style == "lvis")
@@ -228,7 +252,9 @@ def _as_lvis_reads(truth: Any, found: Any) -> tuple[Any, Any]:
     return truth, found
 
 
-def _pycocotools(tree: dict[str, Any], rows: Rows, kind: str, judged: list[int]) -> EvalTables:
+def _pycocotools(
+    tree: dict[str, Any], rows: list[dict[str, Any]], kind: str, judged: list[int]
+) -> EvalTables:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -238,7 +264,7 @@ def _pycocotools(tree: dict[str, Any], rows: Rows, kind: str, judged: list[int])
         truth = COCO()
         truth.dataset = tree
         truth.createIndex()
-        if len(rows):
+        if rows:
             found = truth.loadRes(rows)
         else:  # loadRes looks at the first result
             found = COCO()

@@ -16,9 +16,6 @@ import numpy as np
 if TYPE_CHECKING:
     from yw_ray.models.outputs import Detections
 
-Rows = np.ndarray | list[dict[str, Any]]
-"""Detections as an engine reads them: (N, 7) array, or COCO results."""
-
 
 @dataclass(frozen=True, slots=True)
 class Results:
@@ -37,16 +34,13 @@ class Results:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def rows(self, as_array: bool) -> Rows:
-        """What the engines read: (N, 7) float64 of image, x, y, w, h, score, category where
-        there are no masks and `as_array` is said, else COCO results, masks without boxes, so
-        that engines take the mask's area."""
-        if as_array and self.masks is None:
-            columns = (self.image_ids, *self.boxes.T, self.scores, self.category_ids)
-            return np.stack([np.asarray(c, np.float64) for c in columns], axis=1)
-        return self._dicts()
+    def array(self) -> np.ndarray:
+        """(N, 7) float64 of image, x, y, w, h, score, category."""
+        columns = (self.image_ids, *self.boxes.T, self.scores, self.category_ids)
+        return np.stack([np.asarray(c, np.float64) for c in columns], axis=1)
 
-    def _dicts(self) -> list[dict[str, Any]]:
+    def dicts(self) -> list[dict[str, Any]]:
+        """COCO results; masks without boxes, so that the oracles take the mask's area."""
         rows = zip(
             self.image_ids.tolist(), self.category_ids.tolist(), self.scores.tolist(), strict=True
         )

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from yw_ray.evaluation.ground_truth import Rows
 from yw_ray.evaluation.tables import EvalTables, class_facts
 
 _NO_LISTS: dict[str, list[int]] = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
 
 
-def lvis_tables(tree: dict[str, Any], rows: Rows, kind: str, judged: list[int]) -> EvalTables:
+def lvis_tables(
+    tree: dict[str, Any], rows: list[dict[str, Any]], kind: str, judged: list[int]
+) -> EvalTables:
     """Precision and recall arrays of `lvis.LVISEval`.
 
     Args:
@@ -39,7 +40,7 @@ def lvis_tables(tree: dict[str, Any], rows: Rows, kind: str, judged: list[int]) 
         }
         truth.logger = logging.getLogger("lvis.lvis")
         truth._create_index()
-        if len(rows):
+        if rows:
             found = LVISResults(truth, [dict(row) for row in rows])
         else:  # its constructor looks at the first result
             found = LVISResults.__new__(LVISResults)
