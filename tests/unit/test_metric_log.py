@@ -41,6 +41,20 @@ def test_reopening_continues_and_a_torn_line_costs_only_itself(path):
     assert reader.broken_lines == 1
 
 
+def test_a_broken_last_line_does_not_stay_pending(path):
+    with MetricLog(path) as log:
+        log.log(1, {"a": 1.0})
+    with path.open("ab") as file:
+        file.write(b'{"step":2,"time":1.0,"met\n')
+    reader = Spool(path)
+    reader.claim("run")
+    reader.commit(reader.read()[-1][0])
+    for _ in range(2):
+        assert reader.read() == []
+    assert reader.pending() == 0
+    assert reader.broken_lines == 1
+
+
 def test_not_a_number_goes_through(path):
     with MetricLog(path) as log:
         log.log(1, {"a": float("nan"), "b": float("inf")})

@@ -47,23 +47,27 @@ class Spool:
             file.write(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
 
     def read(self) -> list[tuple[int, dict[str, Any]]]:
-        """Complete lines after the mark, about a megabyte at most, each with the offset of its
-        end. A torn last line waits until it is whole; lines that are no objects are left out."""
+        """Complete lines after the mark, about a megabyte at most, each with the offset up
+        to which it counts as shipped. A torn last line waits until it is whole; lines that are no objects are left out."""
         if not self.path.exists():
             return []
         if self.path.stat().st_size < self._offset:  # the file was begun anew
             self._offset = 0
-        entries = []
+        entries: list[tuple[int, dict[str, Any]]] = []
         position = self._offset
         for line in self._lines(position):
             position += len(line)
             entry = _parse(line)
             if entry is None:
                 self.broken_lines += 1
+                if entries:  # done with when the entry before it is
+                    entries[-1] = (position, entries[-1][1])
             else:
                 entries.append((position, entry))
             if position - self._offset >= _CHUNK_BYTES:
                 break
+        if not entries:  # nothing but broken lines, if anything
+            self._offset = position
         return entries
 
     def commit(self, offset: int) -> None:
@@ -87,7 +91,7 @@ class Spool:
                 yield entry
 
     def pending(self) -> int:
-        """Complete lines after the mark."""
+        """Complete lines after the mark, broken ones included until they were read over."""
         if not self.path.exists():
             return 0
         return sum(1 for _ in self._lines(min(self._offset, self.path.stat().st_size)))
