@@ -47,8 +47,9 @@ class Spool:
             file.write(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
 
     def read(self) -> list[tuple[int, dict[str, Any]]]:
-        """Complete lines after the mark, about a megabyte at most, each with the offset up
-        to which it counts as shipped. A torn last line waits until it is whole; lines that are no objects are left out."""
+        """Complete lines after the mark, about a megabyte at most, each with the offset up to
+        which it counts as shipped. A torn last line waits until it is whole; lines that are no
+        objects are left out."""
         if not self.path.exists():
             return []
         if self.path.stat().st_size < self._offset:  # the file was begun anew
