@@ -6,8 +6,8 @@ Synthetic results shaped like COCO val (100 detections an image, 80 classes) and
 1203 classes), annotations read from a JSON file, detections handed over in memory, one thread.
 Checks first that the whole precision and recall tables are equal, then times, then takes the peak
 memory of one call. To pass: 20 times less CPU for boxes, 10 for masks, where half of hotcoco's time
-is the overlap of run lengths, native code in the oracles too. Not covered: real annotations, full size (the oracle needs minutes and
-gigabytes there), faster-coco-eval (no dependency of this project).
+is the overlap of run lengths, native code in the oracles too. Not covered: real annotations, full
+size (the oracle needs minutes and gigabytes there), faster-coco-eval (no dependency here).
 """
 
 from __future__ import annotations
