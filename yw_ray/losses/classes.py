@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_CHUNK_CPU, _CHUNK_GPU = 1 << 20, 1 << 25
+_CHUNK_CPU, _CHUNK_GPU = 1 << 18, 1 << 25
 """Logits looked at together: what a core's cache holds, or enough to keep a GPU busy."""
 
 
