@@ -8,6 +8,7 @@ an inert stand-in: nothing a file names is imported or called.
 
 import pickle
 import sys
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -73,7 +74,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"checkpoint {path} does not exist; give the path of a .pth file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a pickle protocol it does not know: read below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError):
         content = _read_tensors_only(path)
     if not isinstance(content, Mapping):
