@@ -53,6 +53,8 @@ class RayCluster:
 def ray_cluster() -> Iterator[RayCluster]:
     """A head with four logical CPUs; this process and its children attach to it."""
     os.environ.update(RAY_ENV)
+    # a job's `python` is the head's: the one that runs the tests
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     port, dashboard, agent = (_free_port() for _ in range(3))
     with tempfile.TemporaryDirectory(prefix="yw", dir="/tmp", ignore_cleanup_errors=True) as temp:
         ray_program = Path(sys.executable).with_name("ray")

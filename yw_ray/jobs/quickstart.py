@@ -15,7 +15,6 @@ from typing import Any
 from rich.console import Console
 
 from yw_ray.evaluation.ap_table import ApTable
-from yw_ray.jobs.cluster import ensure_ray
 from yw_ray.jobs.prepare import prepare_synth
 from yw_ray.jobs.run import run
 from yw_ray.jobs.train import needed_resources
@@ -81,8 +80,12 @@ def run_quickstart(storage: Path, workers: int) -> dict[str, Any]:
         f"a world of {NUM_TRAIN} training pictures of coloured shapes; 6 colour and shape pairs "
         "are kept out of training and scored as novel (zero-shot)"
     )
-    ensure_ray(int(needed_resources(recipe)["CPU"]))
-    prepare_synth(storage / "quickstart_world", num_train=NUM_TRAIN, num_val=NUM_VAL, seed=0)
+    prepare_synth(
+        storage / "quickstart_world",
+        num_train=NUM_TRAIN,
+        num_val=NUM_VAL,
+        num_cpus=int(needed_resources(recipe)["CPU"]),
+    )
     result = run(recipe, console)
     path = storage / "quickstart" / "result.json"
     if not result.trained and path.exists():
