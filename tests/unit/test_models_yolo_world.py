@@ -112,14 +112,11 @@ def test_forward_and_backward_never_ask_the_device_for_a_value(name: str) -> Non
     assert outputs.cls_logits[0].is_meta
 
 
-@pytest.mark.parametrize(("name", "num_texts"), [("v2", 100), ("v1_dual_seg", 6), ("reparam", 6)])
-def test_compiles_without_graph_breaks(name: str, num_texts: int) -> None:
-    model, text_feats = make(name)
-    if text_feats is not None:
-        text_feats = texts(num=num_texts)
+def test_compiles_without_graph_breaks() -> None:
+    model, _ = make("v1_dual_seg")
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    outputs = compiled(images(), text_feats)
-    assert outputs.cls_logits[0].shape[1] == num_texts
+    outputs = compiled(images(), texts(num=100))  # enough texts for the running maximum
+    assert outputs.cls_logits[0].shape[1] == 100
 
 
 def test_batch_norms_can_be_synchronised() -> None:
