@@ -31,6 +31,7 @@ from yw_ray.recipe import (
     TextConfig,
     TrackingConfig,
 )
+from yw_ray.tracking.store import warm_up
 
 NUM_TRAIN, NUM_VAL, IMAGE_SIZE = 800, 150, 160
 
@@ -80,6 +81,7 @@ def run_quickstart(storage: Path, workers: int) -> dict[str, Any]:
         f"a world of {NUM_TRAIN} training pictures of coloured shapes; 6 colour and shape pairs "
         "are kept out of training and scored as novel (zero-shot)"
     )
+    warm_up(recipe.tracking.uri, storage / "mlartifacts")  # a new store takes seconds
     prepare_synth(
         storage / "quickstart_world",
         num_train=NUM_TRAIN,

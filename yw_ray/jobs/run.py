@@ -89,7 +89,8 @@ def run(recipe: Recipe, console: Console | None = None) -> RunResult:
             status = "KILLED"
             raise
         finally:
-            tracking.result().finish(status)
+            if tracking.exception() is None:  # else its own error is on its way
+                tracking.result().finish(status)
     return _report(recipe, run_dir, tracking.result(), begin, console)
 
 
