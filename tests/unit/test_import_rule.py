@@ -86,6 +86,10 @@ def test_importing_the_package_or_an_experiment_loads_nothing_heavy() -> None:
     )
 
 
+def test_a_read_task_starts_without_torch() -> None:
+    _fresh("import sys; import yw_ray.jobs.read_task; assert 'torch' not in sys.modules")
+
+
 def test_importing_the_package_takes_less_than_a_fifth_of_a_second() -> None:
     # best of a few, against an empty interpreter: the machine's own noise is not the package's
     empty = min(_fresh("pass") for _ in range(3))

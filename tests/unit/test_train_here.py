@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from yw_ray.data.feed import SampleMaker, ordered_samples, plan_for, read_windows, step_batches
+from yw_ray.data.feed import SampleMaker, ordered_samples, plan_for, step_batches
 from yw_ray.data.shards import load_manifest
 from yw_ray.data.vocabulary import Vocabulary
+from yw_ray.data.windows import read_windows
 from yw_ray.jobs import worker
 from yw_ray.jobs.place import Place
 from yw_ray.jobs.worker import train_worker

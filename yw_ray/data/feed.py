@@ -1,6 +1,6 @@
 """Feed: windows of encoded rows in, ordered step batches out, made by a few threads.
 
-Place in the flow: the stream (`jobs/stream.py`, or `read_windows` here without Ray) hands windows
+Place in the flow: the stream (`jobs/stream.py`, or `read_windows` without Ray) hands windows
 over; a train worker takes `StepBatch` values in the plan's order. Pixels are made by the pure
 `augment`; which thread or process makes them changes nothing.
 """
@@ -12,17 +12,16 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from yw_ray.data.collate import collate
 from yw_ray.data.pipelines import augment, load
-from yw_ray.data.plan import Plan, RowGroup, Window
+from yw_ray.data.plan import Plan, Window
 from yw_ray.data.sample import Record, Sample, StepBatch
-from yw_ray.data.shards import Manifest, read_row_group, records_from_table
+from yw_ray.data.shards import Manifest
 from yw_ray.data.vocabulary import Vocabulary
+from yw_ray.data.windows import row_groups
 from yw_ray.recipe import Recipe
 
 
@@ -93,19 +92,6 @@ class SampleMaker:
         return cache.get((window.lane, window.index, row), make)
 
 
-def row_groups(manifest: Manifest, max_rows: int | None = None) -> list[RowGroup]:
-    """Row groups of prepared shards in manifest order, the first `max_rows` rows of them."""
-    groups: list[RowGroup] = []
-    left = max_rows
-    for shard in manifest.shards:
-        for index, rows in enumerate(shard.row_group_rows):
-            take = rows if left is None else min(rows, left)
-            left = None if left is None else left - take
-            if take:
-                groups.append(RowGroup(shard.file, index, take))
-    return groups
-
-
 def plan_for(recipe: Recipe, manifest: Manifest) -> Plan:
     """The order of a run over prepared shards."""
     return Plan(
@@ -116,23 +102,6 @@ def plan_for(recipe: Recipe, manifest: Manifest) -> Plan:
         window_rows=recipe.data.window_rows,
         global_batch=recipe.schedule.global_batch,
     )
-
-
-def read_window(folder: Path, window: Window) -> pa.Table:
-    """Rows of a window, in the numbering that `window.order` uses."""
-    tables = [
-        read_row_group(folder, piece.group.file, piece.group.index).slice(piece.start, piece.rows)
-        for piece in window.pieces
-    ]
-    return pa.concat_tables(tables)
-
-
-def read_windows(
-    folder: Path, wanted: Iterable[tuple[Window, int]]
-) -> Iterator[tuple[Window, int, list[Record]]]:
-    """The stream without Ray: windows read in this process, one ahead of use."""
-    for window, skip in wanted:
-        yield window, skip, records_from_table(read_window(folder, window))
 
 
 def ordered_samples(

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from yw_ray.data.feed import row_groups
 from yw_ray.data.plan import share_windows
 from yw_ray.data.shards import Manifest
 from yw_ray.data.vocabulary import Vocabulary
+from yw_ray.data.windows import row_groups
 from yw_ray.evaluation.ap_table import ApTable, subset_metrics
 from yw_ray.evaluation.coco import evaluate
 from yw_ray.evaluation.predict import load_detections, merge_shares, predict, save_detections

@@ -16,9 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from yw_ray.data.feed import SampleMaker, read_windows
+from yw_ray.data.feed import SampleMaker
 from yw_ray.data.plan import Window
 from yw_ray.data.sample import Record, Sample
+from yw_ray.data.windows import read_windows
 
 WindowReader = Callable[
     [Path, Sequence[tuple[Window, int]]], Iterator[tuple[Window, int, list[Record]]]

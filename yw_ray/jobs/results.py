@@ -10,11 +10,11 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from yw_ray.data.feed import read_windows, row_groups
 from yw_ray.data.pipelines import load
 from yw_ray.data.plan import share_windows
 from yw_ray.data.sample import Record
 from yw_ray.data.shards import Manifest
+from yw_ray.data.windows import read_windows, row_groups
 from yw_ray.evaluation.ap_table import ApTable, percent
 from yw_ray.evaluation.pictures import write_loss_curve, write_pictures
 from yw_ray.evaluation.predict import load_detections

@@ -18,10 +18,12 @@ import pyarrow as pa
 import ray.data
 from ray.data import DataContext, ExecutionResources
 
-from yw_ray.data.feed import DecodedCache, SampleMaker, read_window
+from yw_ray.data.feed import DecodedCache, SampleMaker
 from yw_ray.data.plan import Window
 from yw_ray.data.sample import Record, Sample
 from yw_ray.data.shards import records_from_table
+from yw_ray.data.windows import read_window
+from yw_ray.jobs.read_task import read_windows_task, window_specs
 
 CHUNK_ROWS = 64
 """Samples that one augmenting task makes; it reads their whole window for the partners."""
@@ -38,7 +40,7 @@ def ray_windows(
         cpus: this worker's share of the logical CPUs for reading.
     """
     windows = [window for window, _ in wanted]
-    tables = _execute(windows, partial(_read, str(folder)), cpus)
+    tables = _execute(windows, partial(read_windows_task, str(folder)), cpus)
     for (window, skip), table in zip(wanted, _joined(tables, windows), strict=True):
         yield window, skip, records_from_table(table.drop_columns(["window"]))
 
@@ -102,23 +104,11 @@ def _execute(windows: Sequence[Window], task: Any, cpus: float) -> Iterator[pa.T
         return iter(data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
 
 
-def _specs(batch: pa.Table) -> Iterator[tuple[int, Window]]:
-    for number, spec in zip(batch["window"].to_pylist(), batch["spec"].to_pylist(), strict=True):
-        yield number, pickle.loads(spec)
-
-
-def _read(folder: str, batch: pa.Table) -> Iterator[pa.Table]:
-    """Ray task: the rows of each window, marked with its number."""
-    for number, window in _specs(batch):
-        table = read_window(Path(folder), window)
-        yield table.append_column("window", pa.array(np.full(table.num_rows, number, np.int32)))
-
-
 def _augment(
     folder: str, make: SampleMaker, cache_bytes: int, batch: pa.Table
 ) -> Iterator[pa.Table]:
     """Ray task: the finished samples of each part of a window."""
-    for number, window in _specs(batch):
+    for number, window in window_specs(batch):
         records = records_from_table(read_window(Path(folder), window))
         cache = DecodedCache(cache_bytes)
         samples = [make(window, records, row, cache) for row in window.order]

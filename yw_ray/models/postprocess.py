@@ -20,7 +20,6 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import nms
 
 from yw_ray.boxes import decode_boxes
 from yw_ray.models.outputs import Detections, RawOutputs
@@ -222,6 +221,8 @@ def class_nms(boxes: Tensor, candidates: Candidates, iou: float, span: Tensor) -
     """
     # A power of two in float64: the sums are exact to 2e-9 px at 1203 classes, float32's are not.
     apart = boxes.double() + (candidates.labels.double() * span)[:, None]
+    from torchvision.ops import nms  # slow to load; only predicting processes need it
+
     return nms(apart, candidates.logits.double(), iou)
 
 
