@@ -182,6 +182,73 @@ def ui(storage: Path = Path("runs"), port: int = 5000) -> None:
     serve_ui(storage, port)
 
 
+def weights_import(official: Positional[Path], out: Path) -> None:
+    """An official YOLO-World checkpoint -> a model file, every key accounted for.
+
+    Args:
+        official: the published .pth.
+        out: file to write.
+    """
+    from yw_ray.jobs.convert import import_weights
+
+    print(import_weights(official, out))
+
+
+def weights_export(weights: Positional[Path], out: Path) -> None:
+    """A model file or a run's checkpoint -> the official layout.
+
+    Args:
+        weights: model file, or checkpoint folder (its average is taken).
+        out: .pth to write.
+    """
+    from yw_ray.jobs.convert import export_weights
+
+    print(export_weights(weights, out))
+
+
+def reparam(
+    weights: Positional[Path],
+    texts: Path,
+    out: Path,
+    encoder: Literal["clip-vit-b32", "hashed-words"] | None = None,
+) -> None:
+    """Fold a vocabulary into text-conditioned weights, as often as wished.
+
+    Args:
+        weights: official .pth, model file or checkpoint folder.
+        texts: class names in label order: a JSON list, or a line each.
+        out: model file to write.
+        encoder: default: the tower in the weights, else CLIP's.
+    """
+    from yw_ray.jobs.convert import reparameterise
+
+    print(reparameterise(weights, texts, out, encoder))
+
+
+def model_card(
+    size: Literal["n", "s", "m", "l", "x", "xl"],
+    version: Literal["v1", "v2"] = "v2",
+    segmentation: bool = False,
+    image_size: int = 640,
+    num_texts: int = 80,
+) -> None:
+    """Parameters and operations of an architecture.
+
+    Args:
+        size: scale.
+        version: generation; v1 has the dual neck.
+        segmentation: with mask branches.
+        image_size: side of the input, pixels.
+        num_texts: prompts given.
+    """
+    from yw_ray.models.model_card import model_card as count
+    from yw_ray.recipe import ModelConfig
+
+    neck: Literal["vlpan_bn", "dual_vlpan"] = "dual_vlpan" if version == "v1" else "vlpan_bn"
+    config = ModelConfig(size=size, version=version, neck=neck, segmentation=segmentation)
+    print(count(config, image_size=image_size, num_texts=num_texts))
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
     "prepare coco": prepare_coco,
@@ -190,6 +257,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "verify": verify,
     "evaluate": evaluate,
     "score": score,
+    "weights import": weights_import,
+    "weights export-official": weights_export,
+    "reparam": reparam,
+    "model-card": model_card,
     "ui": ui,
 }
 
@@ -215,7 +286,7 @@ def _main(args: list[str]) -> int:
 def _overview(args: list[str]) -> int:
     import difflib
 
-    if args and args[0] not in ("-h", "--help", "prepare"):
+    if args and args[0] not in ("-h", "--help", "prepare", "weights"):
         near = difflib.get_close_matches(" ".join(args[:2]), COMMANDS, n=1, cutoff=0.3)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown command {args[0]!r}{hint} (yw-ray --help lists them)")

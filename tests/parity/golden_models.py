@@ -17,9 +17,8 @@ from torch import Tensor
 
 from yw_ray.models.yolo_world import YoloWorld, build_model
 from yw_ray.recipe import ModelConfig
+from yw_ray.weights.model_file import infer_config
 from yw_ray.weights.official import load_official
-
-STEM_WIDTHS = {16: "n", 32: "s", 48: "m", 64: "l", 80: "x", 96: "xl"}
 
 LOGIT_ATOL, LOGIT_RTOL = 2e-4, 1e-4
 BOX_ATOL_PX = 5e-3
@@ -58,21 +57,8 @@ def manifest(goldens: Path, key: str) -> dict[str, Any]:
 
 def config_of(tensors: dict[str, Any]) -> ModelConfig:
     """The configuration whose state dict has these official names and shapes."""
-    stem = tensors["backbone.image_model.stem.conv.weight"][0][0]
-    folded = tensors.get("bbox_head.head_module.cls_contrasts.0.conv.weight")
-    learned = tensors.get("embeddings")
-    texts_guide = any(".guide_fc." in n or ".guide_convs." in n for n in tensors)
-    dual = any(n.startswith("neck.text_enhancer.") for n in tensors)
-    v2 = "bbox_head.head_module.cls_contrasts.0.norm.weight" in tensors
-    return ModelConfig(
-        size=STEM_WIDTHS[stem],
-        version="v2" if v2 else "v1",
-        neck="dual_vlpan" if dual else "vlpan_bn" if texts_guide else "efficient",
-        segmentation="bbox_head.head_module.seg_preds.0.2.weight" in tensors,
-        prompts="reparam" if folded else "embeddings" if learned else "texts",
-        num_prompts=(folded or learned or [[80]])[0][0],
-        prompt_adapter="adapter.0.weight" in tensors,
-    )
+    with torch.device("meta"):
+        return infer_config({name: torch.empty(shape) for name, (shape, _) in tensors.items()})
 
 
 def golden_model(goldens: Path, key: str, scales: dict[str, float] | None) -> YoloWorld:

@@ -26,7 +26,7 @@ ALLOWED = {
         "recipe", "baselines", "data", "models", "losses", "training", "evaluation", "weights",
         "tracking", "jobs",
     },
-    "cli": {"jobs", "data", "evaluation", "tracking", "weights", "models"},
+    "cli": {"recipe", "jobs", "data", "evaluation", "tracking", "weights", "models"},
 }  # fmt: skip
 ONLY_IN = {"ray": {"jobs"}, "mlflow": {"tracking"}}
 FORBIDDEN = {"data": {"torchvision"}, "tracking": {"torch"}, "recipe": {"torch"}}

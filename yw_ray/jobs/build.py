@@ -6,14 +6,13 @@ Place in the flow: every worker, evaluation job and dry run that needs real weig
 from __future__ import annotations
 
 import logging
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from yw_ray.data.vocabulary import Vocabulary
+from yw_ray.jobs.convert import official_tensors
 from yw_ray.models.reparam import fold_vocabulary
 from yw_ray.models.text_encoder import (
     ClipText,
@@ -23,8 +22,6 @@ from yw_ray.models.text_encoder import (
 )
 from yw_ray.models.yolo_world import YoloWorld, build_model
 from yw_ray.recipe import Recipe
-from yw_ray.training.checkpoint import load_checkpoint
-from yw_ray.weights.checkpoint_file import read_checkpoint
 from yw_ray.weights.official import (
     has_text_tower,
     load_official,
@@ -62,16 +59,9 @@ def initial_model(recipe: Recipe, vocabulary: Vocabulary) -> YoloWorld:
 
 
 def _load(model: YoloWorld, path: Path) -> None:
-    if path.is_dir():  # a checkpoint of ours
-        model.load_state_dict(load_checkpoint(path)["ema"]["module"])
-        return
-    report = load_official(model, _official(str(path)))
+    """Copy starting weights of any kind; what a new kind of model has no match for is logged."""
+    report = load_official(model, official_tensors(path))
     log.info("%s: %s", path, report.summary())
-
-
-@cache
-def _official(path: str) -> dict[str, Any]:
-    return read_checkpoint(Path(path))
 
 
 def text_encoder_of(recipe: Recipe, *, trainable: bool = False) -> TextEncoder:
@@ -81,8 +71,8 @@ def text_encoder_of(recipe: Recipe, *, trainable: bool = False) -> TextEncoder:
     """
     state = None
     path = Path(recipe.init_from) if recipe.init_from else None
-    if recipe.text.encoder == "clip-vit-b32" and path is not None and path.is_file():
-        content = _official(str(path))
+    if recipe.text.encoder == "clip-vit-b32" and path is not None:
+        content = official_tensors(path)
         if has_text_tower(content):
             state = text_tower_from_official(unwrap(content))
     return build_text_encoder(
