@@ -9,8 +9,14 @@ import torch
 from torch import Tensor
 
 from yw_ray.models.text_encoder import ClipText, build_text_encoder, embed_texts
-from yw_ray.recipe import TextConfig
-from yw_ray.weights.official import load_text_tower, text_tower_to_official
+from yw_ray.models.yolo_world import build_model
+from yw_ray.recipe import ModelConfig, TextConfig
+from yw_ray.weights.official import (
+    export_official,
+    load_official,
+    load_text_tower,
+    text_tower_to_official,
+)
 
 ATOL = 1e-5
 
@@ -133,3 +139,28 @@ def test_a_trained_tower_gives_gradients_through_the_same_door(encoder: ClipText
     np.testing.assert_allclose(
         rows.detach().numpy(), embed_texts(encoder, ["person", "dog"]).numpy(), atol=ATOL
     )
+
+
+def test_a_model_exports_its_tower_in_the_official_place_and_loads_it(
+    goldens: Path, encoder: ClipText, official: dict[str, Tensor]
+) -> None:
+    config = ModelConfig(size="n")
+    model, other = build_model(config), build_model(config)
+    model.text_encoder = encoder
+    fresh = build_text_encoder(TextConfig(), pretrained=None)
+    other.text_encoder = fresh
+    exported = export_official(model)
+    names = list(exported)
+    start = names.index(next(iter(official)))
+    assert names[start : start + len(official)] == list(official)
+    assert names[start - 1].startswith("backbone.image_model.stage4")
+    assert names[start + len(official)].startswith("neck.")
+    report = load_official(other, {"state_dict": exported})
+    assert set(report.loaded) == set(exported) and not report.problems
+    again = export_official(other)
+    assert all(torch.equal(exported[name], again[name]) for name in names)
+    without = {name: t for name, t in exported.items() if name not in official}
+    with pytest.raises(ValueError, match=r"^weights do not fit the model: 197 missing"):
+        load_official(other, without)
+    with pytest.raises(ValueError, match="lacks 197 of 197 text tower tensors"):
+        load_text_tower(fresh, without)

@@ -22,15 +22,17 @@ NUM_CLASSES_AT_DESIGN = 80
 """Class branches were cut, and their bias set, for COCO's 80 classes whatever K is given."""
 
 
-def _contrast(feats: Tensor, texts: Tensor, bias: Tensor) -> Tensor:
-    """(B, D, H, W) against scaled texts (B, K, D) -> (B, K, H, W) logits, float32.
+def _contrast(feats: Tensor, texts: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """(B, D, H, W) against unit texts (B, K, D) -> (B, K, H, W) logits, float32.
 
-    Products are laid out channels-last, as both the loss and post-processing read them. The bias
-    is added in float32: near -10 half precision would round away most of the product.
+    Products are laid out channels-last, as both the loss and post-processing read them. Scale and
+    bias come in float32: near -10 half precision would round away most of the product. The scale
+    is not folded into the texts: its gradient would then cost another product of matrices.
     """
     height, width = feats.shape[2:]
-    logits = feats.flatten(2).transpose(1, 2) @ texts.transpose(1, 2)
-    return (logits.float() + bias).transpose(1, 2).unflatten(2, (height, width))
+    products = feats.permute(0, 2, 3, 1).flatten(1, 2) @ texts.transpose(1, 2)
+    logits = products.float() * scale.exp() + bias
+    return logits.transpose(1, 2).unflatten(2, (height, width))
 
 
 class L2Contrast(nn.Module):
@@ -44,8 +46,8 @@ class L2Contrast(nn.Module):
     def forward(self, x: Tensor, text_feats: Tensor | None) -> Tensor:
         """(B, D, H, W) and texts (B, K, D) -> (B, K, H, W) logits."""
         assert text_feats is not None
-        texts = F.normalize(text_feats, dim=-1) * self.logit_scale.exp()
-        return _contrast(F.normalize(x, dim=1), texts, self.bias)
+        texts = F.normalize(text_feats, dim=-1)
+        return _contrast(F.normalize(x, dim=1), texts, self.logit_scale, self.bias)
 
 
 class BnContrast(nn.Module):
@@ -60,8 +62,8 @@ class BnContrast(nn.Module):
     def forward(self, x: Tensor, text_feats: Tensor | None) -> Tensor:
         """(B, D, H, W) and texts (B, K, D) -> (B, K, H, W) logits."""
         assert text_feats is not None
-        texts = F.normalize(text_feats, dim=-1) * self.logit_scale.exp()
-        return _contrast(self.norm(x), texts, self.bias)
+        texts = F.normalize(text_feats, dim=-1)
+        return _contrast(self.norm(x), texts, self.logit_scale, self.bias)
 
 
 class FoldedContrast(nn.Module):

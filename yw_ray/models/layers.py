@@ -61,7 +61,6 @@ class CspLayer(nn.Module):
         super().__init__()
         mid = c_out // 2
         num_maps = 2 + num_blocks + (attention is not None)
-        self.mid = mid
         self.expand = ConvBnAct(c_in, 2 * mid, 1)
         self.merge = ConvBnAct(num_maps * mid, c_out, 1)
         self.blocks = nn.ModuleList(Bottleneck(mid, shortcut=shortcut) for _ in range(num_blocks))
@@ -69,13 +68,11 @@ class CspLayer(nn.Module):
 
     def forward(self, x: Tensor, text_feats: Tensor | None = None) -> Tensor:
         """(B, c_in, H, W) and texts (B, K, D) or None -> (B, c_out, H, W)."""
-        both = self.expand(x)
-        maps, last = [both], both[:, self.mid :]
+        maps = list(self.expand(x).chunk(2, 1))
         for block in self.blocks:
-            last = block(last)
-            maps.append(last)
+            maps.append(block(maps[-1]))
         if self.attention is not None:
-            maps.append(self.attention(last, text_feats))
+            maps.append(self.attention(maps[-1], text_feats))
         return self.merge(torch.cat(maps, 1))
 
 
