@@ -2,7 +2,7 @@
 
 Place in the flow: images -> (C3, C4, C5) at strides 8, 16, 32 -> neck.
 Source: YOLO-World (arXiv 2401.17270) and its published configurations for s, m, l, x, xl; `n` is
-ours, s at half its width.
+ours, s at half its width, with narrow mask prototypes so that masks too can be learned on a CPU.
 """
 
 import math
@@ -23,6 +23,8 @@ class Scale:
     depth: float
     width: float
     last_stage: int
+    proto_width: int = 256
+    """Hidden channels of the mask prototypes; published models never scale them."""
 
     def channels(self, base: int) -> int:
         """Channels of a convolution, a multiple of 8."""
@@ -48,7 +50,7 @@ class Scale:
 
 
 SCALES = {
-    "n": Scale(0.33, 0.25, 1024),
+    "n": Scale(0.33, 0.25, 1024, proto_width=64),
     "s": Scale(0.33, 0.50, 1024),
     "m": Scale(0.67, 0.75, 768),
     "l": Scale(1.00, 1.00, 512),

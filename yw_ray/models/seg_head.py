@@ -14,7 +14,7 @@ from yw_ray.models.layers import ConvBnAct
 class Prototypes(nn.Module):
     """Three convolutions with one doubling; the prototypes too are normed and activated."""
 
-    def __init__(self, c_in: int, hidden: int = 256, num_prototypes: int = 32) -> None:
+    def __init__(self, c_in: int, hidden: int, num_prototypes: int = 32) -> None:
         super().__init__()
         self.conv1 = ConvBnAct(c_in, hidden, 3)
         self.conv2 = ConvBnAct(hidden, hidden, 3)

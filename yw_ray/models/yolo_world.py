@@ -117,7 +117,7 @@ def build_model(config: ModelConfig) -> YoloWorld:
         dual = config.neck == "dual_vlpan"
         enhancer = ImagePoolingAttention(scale.pyramid) if dual else None
         neck = Neck(scale, MaxSigmoidAttention, enhancer)
-    protos = Prototypes(scale.pyramid[0]) if config.segmentation else None
+    protos = Prototypes(scale.pyramid[0], scale.proto_width) if config.segmentation else None
     prompts = None
     if config.prompts == "embeddings":
         prompts = PromptEmbeddings(config.num_prompts, adapter=config.prompt_adapter)
