@@ -96,7 +96,7 @@ def test_autocast_gives_finite_float32_logits_and_gradients(
     assert all(t.dtype == torch.float32 for t in outputs.cls_logits)
     for a, b in zip(tensors(reference), tensors(outputs), strict=True):
         error = (a - b.float()).square().mean().sqrt()
-        assert error < 0.3 * a.std()
+        assert error < 100 * torch.finfo(dtype).eps * a.std()  # an untrained net amplifies
     sum(t.float().square().mean() for t in tensors(outputs)).backward()  # type: ignore[union-attr]
     for parameter in model.parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all()
