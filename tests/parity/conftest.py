@@ -12,6 +12,35 @@ sys.path.insert(0, str(HERE))
 OPENED: set[str] = set()
 LAST = "test_every_golden_file_was_read"
 
+NEEDS = {
+    "test_dataset.py": "pipeline",
+    "test_ema.py": "schedule",
+    "test_zz_goldens_used.py": "",
+}
+"""Kind of golden a test file reads, where its name does not say it."""
+
+
+def _absent(config: pytest.Config) -> list[str]:
+    """Test files whose kind of golden another folder does not hold; ours must hold all."""
+    goldens = Path(config.getoption("--goldens"))
+    if goldens.resolve() == (HERE.parent / "golden").resolve():
+        return []
+    kinds = {
+        path.name: NEEDS.get(path.name, path.stem.removeprefix("test_"))
+        for path in HERE.glob("test_*.py")
+    }
+    return sorted(
+        name for name, kind in kinds.items() if kind and not any(goldens.glob(f"{kind}/*"))
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"goldens: {config.getoption('--goldens')}; none there for: {_absent(config) or '-'}"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if collection_path.name in _absent(config) else None
+
 
 def _watch(event: str, args: tuple[Any, ...]) -> None:
     if event == "open" and isinstance(args[0], str | os.PathLike):
