@@ -20,7 +20,7 @@ quickstart: venv
 	$(BIN)/yw-ray quickstart
 
 test: venv
-	$(TEST_ENV) $(BIN)/pytest -q
+	$(TEST_ENV) $(BIN)/pytest -q --durations=10
 
 lint: venv
 	$(BIN)/ruff format --check .
