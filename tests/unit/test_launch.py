@@ -77,6 +77,42 @@ def test_a_bad_override_is_one_line(
     assert not (Path(recipe.tracking.storage) / recipe.name).exists()
 
 
+def test_weights_that_do_not_fit_stop_the_run_before_it_starts_and_fitting_ones_are_told(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from yw_ray.data.shards import load_manifest
+    from yw_ray.data.vocabulary import Vocabulary
+    from yw_ray.jobs.build import check_weights
+    from yw_ray.models.yolo_world import build_model
+    from yw_ray.weights.official import export_official
+
+    path = tmp_path / "official.pth"
+    torch.save({"state_dict": export_official(build_model(ModelConfig(size="n")))}, path)
+    vocabulary = Vocabulary.from_classes(load_manifest(Path(recipe.data.train)).classes)
+    started = with_overrides(recipe, {"init_from": str(path), "model.segmentation": True})
+    told = check_weights(started, vocabulary)
+    assert "tensors loaded" in told and "segmentation tensors left at their initial values" in told
+    folded = {"model.prompts": "reparam", "model.num_prompts": 30, "init_from": str(path)}
+    assert "tensors loaded" in check_weights(with_overrides(recipe, folded), vocabulary)
+    line = refused(capsys, main, recipe, ["--model.size", "s", "--init-from", str(path)])
+    assert "do not fit" in line and "backbone.image_model.stem" in line
+    assert not (Path(recipe.tracking.storage) / recipe.name).exists()
+
+
+def test_a_gpu_that_is_not_there_is_said(
+    recipe: Recipe, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from yw_ray.jobs.train import train
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="finds no GPU"):
+        train(with_overrides(recipe, {"compute.device": "cuda"}), Path("unused"))
+
+
 def test_a_folder_of_something_else_is_left_alone(
     recipe: Recipe, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,7 +5,6 @@ Place in the flow: every worker, evaluation job and dry run that needs real weig
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import torch
@@ -23,20 +22,23 @@ from yw_ray.models.text_encoder import (
 from yw_ray.models.yolo_world import YoloWorld, build_model
 from yw_ray.recipe import Recipe
 from yw_ray.weights.official import (
+    LoadReport,
     has_text_tower,
     load_official,
     text_tower_from_official,
     unwrap,
 )
 
-log = logging.getLogger(__name__)
 
-
-def initial_model(recipe: Recipe, vocabulary: Vocabulary) -> YoloWorld:
+def initial_model(
+    recipe: Recipe, vocabulary: Vocabulary, reports: list[LoadReport] | None = None
+) -> YoloWorld:
     """The model before the first step: from `init_from`, else random by the recipe's seed.
 
     A re-parameterised model that starts from text-conditioned weights gets the vocabulary folded
     in. A model that trains its text tower carries it.
+
+    Args: reports: what was loaded is appended here.
     """
     torch.manual_seed(recipe.seed)
     texts_model = recipe.model.model_copy(update={"prompts": "texts"})
@@ -50,7 +52,9 @@ def initial_model(recipe: Recipe, vocabulary: Vocabulary) -> YoloWorld:
             )
         model.text_encoder = encoder
     if recipe.init_from:
-        _load(model, Path(recipe.init_from))
+        report = load_official(model, official_tensors(Path(recipe.init_from)))
+        if reports is not None:
+            reports.append(report)
     if folds:
         eval_rows = vocabulary.eval_text_ids()
         vectors = embed_texts(text_encoder_of(recipe), vocabulary.texts)[eval_rows]
@@ -58,10 +62,17 @@ def initial_model(recipe: Recipe, vocabulary: Vocabulary) -> YoloWorld:
     return model
 
 
-def _load(model: YoloWorld, path: Path) -> None:
-    """Copy starting weights of any kind; what a new kind of model has no match for is logged."""
-    report = load_official(model, official_tensors(path))
-    log.info("%s: %s", path, report.summary())
+def check_weights(recipe: Recipe, vocabulary: Vocabulary) -> str:
+    """What the starting weights bring to the model, one line; empty for a random start.
+
+    Raises: ValueError in one line when they do not fit, or when the text tower cannot be had.
+    """
+    text_encoder_of(recipe)
+    if not recipe.init_from:
+        return ""
+    reports: list[LoadReport] = []
+    initial_model(recipe, vocabulary, reports)
+    return f"{recipe.init_from}: {reports[0].summary()}"
 
 
 def text_encoder_of(recipe: Recipe, *, trainable: bool = False) -> TextEncoder:

@@ -20,7 +20,9 @@ from rich.console import Console
 from yw_ray.data.feed import plan_for
 from yw_ray.data.plan import Plan
 from yw_ray.data.shards import Manifest, load_manifest
+from yw_ray.data.vocabulary import Vocabulary
 from yw_ray.evaluation.ap_table import ApTable
+from yw_ray.jobs.build import check_weights
 from yw_ray.jobs.progress import TrainProgress
 from yw_ray.jobs.results import save_pictures, save_tables
 from yw_ray.jobs.train import start_cluster, train
@@ -68,6 +70,8 @@ def run(recipe: Recipe, console: Console | None = None) -> RunResult:
     if state == "complete":
         console.print(f"run {recipe.name} is complete already: {run_dir}")
         return _report(recipe, run_dir, None, begin, console)
+    if loaded := check_weights(recipe, Vocabulary.from_classes(train_set.classes)):
+        console.print(loaded)
     if recipe.compute.workers:
         start_cluster(recipe)
     _open_folder(recipe, run_dir, train_set, val_set)

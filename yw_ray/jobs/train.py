@@ -53,6 +53,11 @@ def _train_here(recipe: Recipe, run_dir: Path) -> dict[str, Any]:
     from yw_ray.jobs.worker import train_worker
 
     use_gpu = recipe.compute.device != "cpu" and torch.cuda.is_available()
+    if recipe.compute.device == "cuda" and not use_gpu:
+        raise ValueError(
+            "compute.device is cuda, but torch finds no GPU here; set --compute.device cpu, or "
+            "train on a cluster with --compute.workers 1 or more"
+        )
     return train_worker(recipe, run_dir, Place(device=torch.device("cuda" if use_gpu else "cpu")))
 
 
