@@ -71,7 +71,9 @@ def run(command: str, folder: Path, *more: str) -> str:
     words[0] = words[0].replace(".venv/bin", str(BIN))
     if words[0] == "ray":
         words[0] = str(BIN / "ray")
+    begin = time.monotonic()
     done = subprocess.run([*words, *more], cwd=folder, capture_output=True, text=True)
+    print(f"{time.monotonic() - begin:6.1f} s  {command}")
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
